@@ -1,0 +1,62 @@
+# CGO is off: the binary is static and needs no C compiler.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED  := 0
+# The committed BPF objects are built with exactly these.
+export BPF2GO_CC    := clang-19
+export BPF2GO_STRIP := llvm-strip-19
+
+VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
+LDFLAGS := -s -w -X github.com/shuntnet/shunt/internal/cli.version=$(VERSION)
+PREFIX  ?= /usr/local
+ROOT    := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# For a single test: make test PKG=./internal/accel TESTFLAGS='-run HalfClose'
+PKG       ?= ./...
+TESTFLAGS ?=
+
+.PHONY: help build run test deps generate man lint bench bench-programs install clean
+
+help: ## print the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+
+build: ## build bin/shunt
+	@go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o bin/shunt ./cmd/shunt
+
+run: build ## build, then show before and after: shunt demo (root)
+	@$(ROOT) bin/shunt demo
+
+# One package at a time: they share the machine's cgroups, bpffs and sockmaps. Only the test binaries run as root.
+test: deps ## install what the tests need, run all of them (root)
+	@go build -o bin/testcount ./internal/testcount
+	@SHUNT_REQUIRE_ALL=1 go test -json -count=1 -p 1 -timeout 20m \
+		$(if $(ROOT),-exec "sudo -E env PATH=$$PATH") $(TESTFLAGS) $(PKG) | bin/testcount
+
+deps: ## install the apt packages that are missing
+	@scripts/deps.sh
+
+generate: ## rebuild the BPF objects and all other generated files
+	@go generate ./...
+
+man: ## rewrite the man pages in docs/man
+	@rm -rf bin/man && mkdir -p bin/man
+	@go run ./cmd/shunt man bin/man
+	@rm -rf docs/man && mv bin/man docs/man
+
+lint: ## run golangci-lint (its first build takes a minute or two)
+	@go tool -modfile=tools/go.mod golangci-lint run
+
+bench: build ## compare the paths side by side (root)
+	@$(ROOT) bin/shunt bench accel
+
+bench-programs: build ## redis and nginx, plain and accelerated in turn (root, 3 minutes)
+	@$(ROOT) bench/programs.sh bin/shunt
+
+install: build ## install the binary and the man pages under PREFIX
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/shunt
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
+
+clean: ## remove what was built
+	@rm -rf bin
