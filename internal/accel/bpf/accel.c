@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * The accel plane: local TCP from socket to socket.
+ *
+ *	join      sockops: pairs the two ends of a local connection
+ *	redirect  sk_msg: sends a message to the peer's queue, or to the stack
+ *	received  sock_recv_length: learns who reads with recv, and how much
+ *	released  cgroup/sock_release: notes a close with unread bytes
+ *	reset     tc egress: turns that socket's FIN into the RST that TCP sends
+ */
+#include "pair.h"
+#include "join.h"
+#include "redirect.h"
+#include "end.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

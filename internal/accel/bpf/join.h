@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Pairs the two ends of a local connection while it is established. */
+#ifndef SHUNT_ACCEL_JOIN_H
+#define SHUNT_ACCEL_JOIN_H
+
+#include "pair.h"
+
+/* The kernel doubles it for its own overhead. */
+#define SPILL_SNDBUF (64 << 10)
+/* Bytes through the stack that make a sender a bulk sender. */
+#define BULK (1 << 20)
+
+/* A SYN arrived for a selected local listener. This runs before the SYN-ACK
+ * leaves, so the connecting end finds the note when it becomes established. */
+static __always_inline void note_syn(struct bpf_sock_ops *ctx)
+{
+	struct tuple own, peer;
+	u8 note = SYN_SEEN;
+
+	tuple_of(ctx, &own);
+	mirror(&own, &peer);
+	if (bpf_map_update_elem(&shunt_syns, &peer, &note, BPF_ANY))
+		fault(FAULT_SYN_INSERT);
+}
+
+static __always_inline void note_listener(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	u64 *listener;
+
+	if (!sk || !tp)
+		return;
+	listener = bpf_sk_storage_get(&shunt_listener, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (listener)
+		*listener = (u64)tp;
+	else
+		fault(FAULT_LISTENER);
+}
+
+/*
+ * G4: a blocking read inside tcp_bpf_recvmsg gives EAGAIN on any wake-up that
+ * brings no data (a signal, SIGCONT, a tracer, a state change) and ignores
+ * MSG_WAITALL. Only plain TCP gets these right, so blocking sockets stay out.
+ * A socket in the accept queue has no file yet: its listener's mode stands for
+ * it, redirect() looks again when it has one.
+ */
+static __always_inline int may_block(struct bpf_sock *sk, struct tcp_sock *tp, enum side side)
+{
+	u64 *listener;
+
+	if (accept_blocking)
+		return 0;
+	if (side == SIDE_ACTIVE)
+		return blocking_mode(tp) != NONBLOCKING;
+	listener = bpf_sk_storage_get(&shunt_listener, sk, 0, 0);
+	return !listener || blocking_mode(tcp_of(*listener)) != NONBLOCKING;
+}
+
+static __always_inline int is_foreign(struct tcp_sock *tp)
+{
+	return (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp) || tp->inet_conn.icsk_ulp_ops || sock_of(tp)->sk_user_data;
+}
+
+#define OUR_FLAGS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
+
+/* Switches callbacks off again, but not those of another program. */
+static __always_inline void no_callbacks(struct bpf_sock_ops *ctx, struct conn *own, u32 flags)
+{
+	u32 off = flags & ~own->other_flags;
+
+	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~off))
+		fault(FAULT_CB_FLAGS);
+}
+
+/* Puts the socket into both tables; REFUSE_NONE or why not. */
+static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_sock *tp,
+					   enum side side, u64 *cookie, struct tuple *t,
+					   struct conn *peer, u64 peer_cookie)
+{
+	struct conn c = {};
+
+	c.sk = (u64)tp;
+	c.netns = bpf_get_netns_cookie(ctx);
+	c.born = bpf_ktime_get_ns();
+	c.tuple = *t;
+	c.snd_nxt = tp->snd_nxt;
+	c.rcv_nxt = tp->rcv_nxt;
+	c.copied_seq = tp->copied_seq;
+	c.other_flags = ctx->bpf_sock_ops_cb_flags;
+	c.side = side;
+	c.route = ROUTE_UNPAIRED;
+	if (peer) {
+		if (!proven_pair(&c, peer) || !is_socket(tcp_of(peer->sk), peer_cookie))
+			return REFUSE_PROOF;
+		c.peer_sk = peer->sk;
+		c.peer_cookie = peer_cookie;
+	}
+	if (bpf_map_update_elem(&shunt_conns, cookie, &c, BPF_NOEXIST)) {
+		fault(FAULT_CONN_INSERT);
+		return REFUSE_FULL;
+	}
+	if (bpf_sock_hash_update(ctx, &shunt_socks, cookie, BPF_NOEXIST)) {
+		fault(FAULT_SOCK_INSERT);
+		bpf_map_delete_elem(&shunt_conns, cookie);
+		return REFUSE_FOREIGN;
+	}
+	/* STATE ends the entry's life; RTT calls while the stack is in use. */
+	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | OUR_FLAGS)) {
+		fault(FAULT_CB_FLAGS);
+		bpf_map_delete_elem(&shunt_socks, cookie);
+		bpf_map_delete_elem(&shunt_conns, cookie);
+		return REFUSE_FULL;
+	}
+	return REFUSE_NONE;
+}
+
+static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					struct tcp_sock *tp)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx), none = 0;
+	enum refusal why;
+	struct tuple t;
+	u8 *note, syn;
+	long err;
+
+	seen();
+	tuple_of(ctx, &t);
+	note = bpf_map_lookup_elem(&shunt_syns, &t);
+	if (!note)
+		return refused(REFUSE_REMOTE);
+	syn = *note;
+	bpf_map_delete_elem(&shunt_syns, &t);
+	if (syn == SYN_FASTOPEN)
+		return refused(REFUSE_FASTOPEN);
+	err = bpf_map_update_elem(&shunt_waiting, &t, &none, BPF_NOEXIST);
+	if (err) {
+		if (err != -EEXIST)
+			fault(FAULT_PAIR_INSERT);
+		return refused(err == -EEXIST ? REFUSE_COLLISION : REFUSE_FULL);
+	}
+	if (may_block(sk, tp, SIDE_ACTIVE))
+		return refused(REFUSE_BLOCKING);
+	if (is_foreign(tp))
+		return refused(REFUSE_FOREIGN);
+	why = insert(ctx, tp, SIDE_ACTIVE, &cookie, &t, 0, 0);
+	if (why != REFUSE_NONE)
+		return refused(why);
+	if (bpf_map_update_elem(&shunt_waiting, &t, &cookie, BPF_EXIST))
+		fault(FAULT_PAIR_INSERT);
+}
+
+/* The accepting end decides for both: where it refuses, the connecting end
+ * leaves the map again. Nothing was redirected yet, so nothing can be lost. */
+static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					 struct tcp_sock *tp)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie, *waiting;
+	enum refusal why = REFUSE_PROOF;
+	struct tuple t, m;
+	struct conn *peer;
+	struct stats *s;
+
+	tuple_of(ctx, &t);
+	mirror(&t, &m);
+	if (tp->fastopen_rsk) {
+		/* Established by the SYN: the connecting end is not yet, and
+		 * learns from the note that there is nobody to wait for. */
+		u8 *note = bpf_map_lookup_elem(&shunt_syns, &m);
+
+		if (note)
+			*note = SYN_FASTOPEN;
+		return;
+	}
+	waiting = bpf_map_lookup_elem(&shunt_waiting, &m);
+	if (!waiting) {
+		/* A connecting end here would have taken the note. No note: the
+		 * SYN was answered with a cookie, and a connecting end here has
+		 * counted itself. */
+		if (!bpf_map_delete_elem(&shunt_syns, &m)) {
+			seen();
+			refused(REFUSE_REMOTE);
+		}
+		return;
+	}
+	peer_cookie = *waiting;
+	bpf_map_delete_elem(&shunt_waiting, &m);
+	if (!peer_cookie)
+		return;
+
+	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+	if (may_block(sk, tp, SIDE_PASSIVE))
+		why = REFUSE_BLOCKING;
+	else if (is_foreign(tp))
+		why = REFUSE_FOREIGN;
+	else if (peer)
+		why = insert(ctx, tp, SIDE_PASSIVE, &cookie, &t, peer, peer_cookie);
+	if (why != REFUSE_NONE || !peer) {
+		refused(why);
+		bpf_map_delete_elem(&shunt_socks, &peer_cookie);
+		bpf_map_delete_elem(&shunt_conns, &peer_cookie);
+		return;
+	}
+	peer->peer_sk = (u64)tp;
+	/* The cookie publishes the pair: it must be the last word. */
+	__sync_val_compare_and_swap(&peer->peer_cookie, 0, cookie);
+	s = stats();
+	if (s)
+		count(&s->joined, 1);
+}
+
+static __always_inline void join_established(struct bpf_sock_ops *ctx, enum side side)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+
+	if (!sk || !tp)
+		return;
+	if (side == SIDE_ACTIVE)
+		join_active(ctx, sk, tp);
+	else
+		join_passive(ctx, sk, tp);
+}
+
+/*
+ * A bulk sender that is on the stack fills its send buffer (some MiB) before it has to
+ * wait, and is woken long before its peer has consumed that much: the stack
+ * would never run empty, and G1 would keep a bulk stream there for good. With
+ * a send buffer of SPILL_SNDBUF the stack runs empty soon after the queue does.
+ * Only joined bulk senders are touched, and none whose owner chose a size.
+ */
+static __always_inline void keep_spill_short(struct bpf_sock_ops *ctx, struct conn *own)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	int bytes = SPILL_SNDBUF;
+
+	if (!tp || own->small_sndbuf)
+		return;
+	own->small_sndbuf = 1;
+	if (BPF_CORE_READ_BITFIELD(sock_of(tp), sk_userlocks) & SOCK_SNDBUF_LOCK)
+		return;
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)))
+		fault(FAULT_SNDBUF);
+}
+
+/*
+ * The first acknowledged byte proves that the accepting end is established. If
+ * it has not come to the pairing by then, the note that this end followed was
+ * for a stranger with the same addresses. Nothing was redirected yet.
+ */
+static __always_inline void give_up_waiting(struct bpf_sock_ops *ctx, u64 cookie, struct conn *own)
+{
+	no_callbacks(ctx, own, OUR_FLAGS);
+	bpf_map_delete_elem(&shunt_waiting, &own->tuple);
+	bpf_map_delete_elem(&shunt_socks, &cookie);
+	bpf_map_delete_elem(&shunt_conns, &cookie);
+	refused(REFUSE_REMOTE);
+}
+
+/* An ACK came in: the stack is in use. */
+static __always_inline void on_ack(struct bpf_sock_ops *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie;
+	struct conn *own = bpf_map_lookup_elem(&shunt_conns, &cookie), *peer;
+
+	if (!own)
+		return;
+	if (!own->peer_cookie)
+		return give_up_waiting(ctx, cookie, own);
+	if (own->spilled_msgs || own->stack_bytes > BULK)
+		keep_spill_short(ctx, own);
+	if (!own->leaving)
+		return;
+	peer_cookie = own->peer_cookie;
+	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+	if (!peer)
+		return;
+	try_leave(peer_cookie, peer, own);
+	if (try_leave(cookie, own, peer))
+		no_callbacks(ctx, own, BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+static __always_inline void on_state(struct bpf_sock_ops *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie;
+	struct conn *own, *peer;
+	struct stats *s;
+
+	own = bpf_map_lookup_elem(&shunt_conns, &cookie);
+	if (!own)
+		return;
+	peer_cookie = own->peer_cookie;
+	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+	switch (ctx->args[1]) {
+	case BPF_TCP_CLOSE:
+		if (!peer_cookie)
+			bpf_map_delete_elem(&shunt_waiting, &own->tuple);
+		/* After close() the kernel has taken the socket out. After a
+		 * reset it is still in, and only plain TCP reports the error
+		 * once; unread bytes come first, though. */
+		if (!queued(tcp_of(own->sk)) && (!peer || quiet(peer, own, tcp_of(own->sk))))
+			bpf_map_delete_elem(&shunt_socks, &cookie);
+		s = stats();
+		if (s) {
+			count(&s->messages[ROUTE_REDIRECT], own->redirected_msgs);
+			count(&s->bytes[ROUTE_REDIRECT], own->redirected_bytes);
+		}
+		bpf_map_delete_elem(&shunt_conns, &cookie);
+		break;
+	case BPF_TCP_FIN_WAIT1:
+		/*
+		 * shutdown(WR) or close(): what comes now must be in the
+		 * stack's queue, where close() looks for unread bytes (G6).
+		 * And the FIN's ACK wakes a blocked reader: in the map, that
+		 * would reach its caller as EAGAIN (G4). This runs in the
+		 * call itself, before there is anything to acknowledge.
+		 */
+		if (!peer)
+			break;
+		start_leaving(own, peer, own->released ? LEAVE_CLOSE : LEAVE_SHUTDOWN);
+		try_leave(cookie, own, peer);
+		break;
+	}
+}
+
+/* A socket that was disconnected keeps its cookie. What its old peer redirected
+ * must not be read from the new one. */
+static __always_inline void forget(struct bpf_sock_ops *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx);
+
+	bpf_map_delete_elem(&shunt_socks, &cookie);
+	bpf_map_delete_elem(&shunt_conns, &cookie);
+}
+
+SEC("sockops")
+int join(struct bpf_sock_ops *ctx)
+{
+	if (ctx->family != AF_INET && ctx->family != AF_INET6)
+		return 1;
+	/* ctx->reply stays as it is: it belongs to whoever set it. */
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_RWND_INIT:
+		if (!ctx->is_fullsock)
+			note_syn(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		forget(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		note_listener(ctx);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		join_established(ctx, SIDE_ACTIVE);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		join_established(ctx, SIDE_PASSIVE);
+		break;
+	case BPF_SOCK_OPS_RTT_CB:
+		on_ack(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		on_state(ctx);
+		break;
+	}
+	return 1;
+}
+
+#endif

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package accel
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/shuntnet/shunt/internal/kernel"
+)
+
+// OwnNetns stands for the network namespace of this process.
+const OwnNetns = ""
+
+// GuardLoopback puts the reset guard of G6 on loopback in this process's
+// network namespace, ahead of the first connection.
+func (p *Plane) GuardLoopback() error {
+	const loopback = 1 // in every namespace
+	cookie, err := kernel.NetnsCookie()
+	if err != nil {
+		return err
+	}
+	return p.guard(OwnNetns, bpfGuardKey{Netns: cookie, Ifindex: loopback})
+}
+
+// guard puts the reset guard on a device of the network namespace at netns (a
+// path as /proc/PID/ns/net, or OwnNetns), and lets pairs start whose receiver
+// sends through that device. A device that cannot have it is noted as such.
+func (p *Plane) guard(netns string, key bpfGuardKey) error {
+	attach := func() error {
+		cookie, err := kernel.NetnsCookie()
+		if err != nil {
+			return err
+		}
+		if cookie != key.Netns { // the process left it, or its PID was used again
+			return fmt.Errorf("%s is another namespace by now", netns)
+		}
+		return p.attachGuard(key)
+	}
+	var attachErr error
+	if netns == OwnNetns { // no setns, which needs more capabilities
+		attachErr = attach()
+	} else {
+		attachErr = kernel.InNetns(netns, attach)
+	}
+	state := uint8(bpfGuardStateGUARD_ON)
+	if attachErr != nil {
+		state = uint8(bpfGuardStateGUARD_REFUSED)
+	}
+	if err := p.coll.Maps[bpfMapShuntGuards].Put(key, state); err != nil {
+		return fmt.Errorf("note the guard of device %d: %w", key.Ifindex, err)
+	}
+	return attachErr
+}
+
+func (p *Plane) attachGuard(key bpfGuardKey) error {
+	dev, err := netlink.LinkByIndex(int(key.Ifindex))
+	if err != nil {
+		return fmt.Errorf("find device %d: %w", key.Ifindex, err)
+	}
+	// The guard finds the TCP header behind an Ethernet one.
+	if encap := dev.Attrs().EncapType; encap != "ether" && encap != "loopback" {
+		return fmt.Errorf("device %s has %s frames, the reset guard needs Ethernet ones", dev.Attrs().Name, encap)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: int(key.Ifindex),
+		Program:   p.coll.Programs[bpfProgReset],
+		Attach:    ebpf.AttachTCXEgress,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: G6 needs a TCX program on %s (Linux 6.6); --accept G6 goes without: %w", ErrUnsupported, dev.Attrs().Name, err)
+	}
+	return p.pin(l, fmt.Sprintf("link-guard-%x-%d", key.Netns, key.Ifindex))
+}
+
+// ServeGuards guards devices as the kernel half meets them, until ctx ends.
+// findNetns returns the path of the namespace with that cookie.
+func (p *Plane) ServeGuards(ctx context.Context, findNetns func(cookie uint64) (string, error)) error {
+	r, err := ringbuf.NewReader(p.coll.Maps[bpfMapShuntEvents])
+	if err != nil {
+		return fmt.Errorf("read guard requests: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { r.Close() }) //nolint:errcheck // only wakes Read
+	defer stop()
+	defer r.Close() //nolint:errcheck // nothing was written
+	for {
+		rec, err := r.Read()
+		if errors.Is(err, ringbuf.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read guard requests: %w", err)
+		}
+		var key bpfGuardKey
+		if err := binary.Read(bytes.NewReader(rec.RawSample), binary.NativeEndian, &key); err != nil {
+			return fmt.Errorf("decode a guard request: %w", err)
+		}
+		netns, err := findNetns(key.Netns)
+		if err == nil {
+			err = p.guard(netns, key)
+		}
+		if err != nil {
+			slog.Debug("connections through this device stay on the stack", "netns", key.Netns, "ifindex", key.Ifindex, "err", err)
+		}
+	}
+}
