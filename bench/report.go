@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report is the outcome of a run. Rates are round trips per second for rr and
+// bytes per second, counted at the receiver, for stream.
+type Report struct {
+	Kernel   string    `json:"kernel"` // uname -r
+	Arch     string    `json:"arch"`
+	CPUs     int       `json:"cpus"` // those this process may run on
+	Started  time.Time `json:"started"`
+	Blocking bool      `json:"blocking"`
+	Rounds   int       `json:"rounds"`
+	Seconds  float64   `json:"sample_seconds"` // window of a sample
+	Cells    []Cell    `json:"cells"`
+}
+
+// Cell is one workload at one place.
+type Cell struct {
+	Place    string `json:"place"`
+	CPUs     string `json:"cpus"`
+	Workload string `json:"workload"`
+	Size     int    `json:"size"` // bytes per message
+	Paths    []Path `json:"paths"`
+}
+
+// Path is one mode in a cell.
+type Path struct {
+	Mode    string   `json:"mode"`
+	Samples []Sample `json:"samples"`            // in the order of the rounds
+	Rate    *Spread  `json:"rate,omitempty"`     // of the samples without an error
+	ToPlain *Spread  `json:"to_plain,omitempty"` // of the ratios to the plain sample of the same round
+}
+
+// Sample is one measurement.
+type Sample struct {
+	Rate     float64 `json:"rate"`
+	Verified uint64  `json:"verified_bytes"`
+	Error    string  `json:"error,omitempty"` // the path failed: the rate is void
+}
+
+// Spread sums up a few values.
+type Spread struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+func newReport(o Options, cpus []int) *Report {
+	r := &Report{
+		Arch:     runtime.GOARCH,
+		CPUs:     len(cpus),
+		Started:  time.Now().UTC().Truncate(time.Second),
+		Blocking: o.Blocking,
+		Rounds:   o.Rounds,
+		Seconds:  o.Duration.Seconds(),
+	}
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		r.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	return r
+}
+
+func spreadOf(values []float64) *Spread {
+	if len(values) == 0 {
+		return nil
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	half := len(sorted) / 2
+	median := sorted[half]
+	if len(sorted)%2 == 0 {
+		median = (sorted[half-1] + sorted[half]) / 2
+	}
+	return &Spread{Median: median, Min: sorted[0], Max: sorted[len(sorted)-1]}
+}
+
+// summarize fills in what follows from the samples.
+func (c *Cell) summarize() {
+	plain := c.path(ModePlain)
+	for i := range c.Paths {
+		p := &c.Paths[i]
+		var rates, ratios []float64
+		for round, s := range p.Samples {
+			if s.Error != "" {
+				continue
+			}
+			rates = append(rates, s.Rate)
+			if plain != nil && plain != p && plain.Samples[round].Error == "" {
+				ratios = append(ratios, s.Rate/plain.Samples[round].Rate)
+			}
+		}
+		p.Rate, p.ToPlain = spreadOf(rates), spreadOf(ratios)
+	}
+}
+
+func (c *Cell) path(mode string) *Path {
+	for i := range c.Paths {
+		if c.Paths[i].Mode == mode {
+			return &c.Paths[i]
+		}
+	}
+	return nil
+}
+
+func (c *Cell) String() string {
+	return fmt.Sprintf("%s, %s CPU, %s %s", c.Place, c.CPUs, c.Workload, formatSize(c.Size))
+}
+
+// failures counts the samples of a path that have an error, and returns the first as one line.
+func (p *Path) failures() (n int, first string) {
+	for _, s := range p.Samples {
+		if s.Error == "" {
+			continue
+		}
+		if n++; n == 1 {
+			first = strings.ReplaceAll(s.Error, "\n", "; ")
+		}
+	}
+	return n, first
+}
+
+// WriteTable prints one table per place and CPU layout: medians, and the ratio
+// to plain with its spread (min–max over the rounds).
+func (r *Report) WriteTable(w io.Writer) error {
+	calls := "epoll, non-blocking"
+	if r.Blocking {
+		calls = "blocking"
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "Linux %s %s, %d CPUs; %s calls; %d samples of %v each; medians, ratio to plain (min–max)\n",
+		r.Kernel, r.Arch, r.CPUs, calls, r.Rounds, time.Duration(r.Seconds*float64(time.Second)))
+	var notes []string
+	group := ""
+	for i := range r.Cells {
+		c := &r.Cells[i]
+		if title := c.title(); title != group {
+			group = title
+			fmt.Fprintf(t, "\n%s\n", title)
+			for _, p := range c.Paths {
+				fmt.Fprintf(t, "\t%s", p.Mode)
+			}
+			fmt.Fprintln(t)
+		}
+		fmt.Fprintf(t, "%s %s", c.Workload, formatSize(c.Size))
+		for j := range c.Paths {
+			p := &c.Paths[j]
+			fmt.Fprintf(t, "\t%s", p.format(c.Workload))
+			if n, first := p.failures(); n > 0 {
+				notes = append(notes, fmt.Sprintf("%v, %s: %d of %d samples failed: %s",
+					c, p.Mode, n, len(p.Samples), first))
+			}
+		}
+		fmt.Fprintln(t)
+	}
+	if len(notes) > 0 {
+		fmt.Fprintf(t, "\n%s\n", strings.Join(notes, "\n"))
+	}
+	return t.Flush()
+}
+
+func (c *Cell) title() string {
+	title := "loopback"
+	if c.Place == PlaceVeth {
+		title = "two namespaces joined by veth"
+	}
+	if c.CPUs == CPUsOne {
+		return title + ", client and server on one CPU"
+	}
+	return title + ", client and server on two CPUs"
+}
+
+func (p *Path) format(workload string) string {
+	if p.Rate == nil {
+		return "failed"
+	}
+	s := formatRate(workload, p.Rate.Median)
+	if p.ToPlain != nil {
+		s += fmt.Sprintf(" %.2f× (%.2f–%.2f)", p.ToPlain.Median, p.ToPlain.Min, p.ToPlain.Max)
+	}
+	if n, _ := p.failures(); n > 0 {
+		s += "!"
+	}
+	return s
+}
+
+func formatRate(workload string, rate float64) string {
+	unit := "/s"
+	if workload == WorkloadStream {
+		unit = "B/s"
+	}
+	for _, prefix := range []string{"", "k", "M"} {
+		if rate < 999.5 {
+			return formatThree(rate) + " " + prefix + unit
+		}
+		rate /= 1000
+	}
+	return formatThree(rate) + " G" + unit
+}
+
+// formatThree prints three significant digits.
+func formatThree(v float64) string {
+	switch {
+	case v < 9.995:
+		return fmt.Sprintf("%.2f", v)
+	case v < 99.95:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+func formatSize(bytes int) string {
+	switch {
+	case bytes >= 1<<20 && bytes%(1<<20) == 0:
+		return fmt.Sprintf("%d MiB", bytes>>20)
+	case bytes >= 1<<10 && bytes%(1<<10) == 0:
+		return fmt.Sprintf("%d KiB", bytes>>10)
+	}
+	return fmt.Sprintf("%d B", bytes)
+}
