@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/shuntnet/shunt/internal/kernel"
+)
+
+// report is what doctor prints with -o json.
+type report struct {
+	Pass   int            `json:"pass"`
+	Warn   int            `json:"warn"`
+	Fail   int            `json:"fail"`
+	Checks []kernel.Check `json:"checks"`
+}
+
+func newReport(checks []kernel.Check) report {
+	r := report{Checks: checks}
+	for _, c := range checks {
+		switch c.Status {
+		case kernel.Pass:
+			r.Pass++
+		case kernel.Warn:
+			r.Warn++
+		case kernel.Fail:
+			r.Fail++
+		}
+	}
+	return r
+}
+
+func newDoctor() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Show what this kernel and machine can do",
+		Long: "Asks this kernel and machine for everything that shunt uses, by trying it, and prints PASS, WARN or FAIL\n" +
+			"with what to do about it. Changes nothing. Exits with 1 if accel cannot run here.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "table" && format != "json" {
+				return fmt.Errorf("unknown output format %q: use -o table or -o json", format)
+			}
+			r := newReport(kernel.Probe())
+			out := cmd.OutOrStdout()
+			print := r.table
+			if format == "json" {
+				print = r.json
+			}
+			if err := print(out); err != nil {
+				return fmt.Errorf("print the report: %w", err)
+			}
+			if r.Fail > 0 {
+				return &ExitError{Code: 1}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&format, "output", "o", "table", "output format: table or json")
+	return cmd
+}
+
+func (r report) json(out io.Writer) error {
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false) // the advice is for people
+	enc.SetIndent("", "  ")
+	return enc.Encode(r)
+}
+
+func (r report) table(out io.Writer) error {
+	width := 0
+	for _, c := range r.Checks {
+		width = max(width, len(c.Name))
+	}
+	colour := useColour(out)
+	for _, c := range r.Checks {
+		status := string(c.Status)
+		if colour {
+			status = map[kernel.Status]string{kernel.Pass: "\x1b[32m", kernel.Warn: "\x1b[33m", kernel.Fail: "\x1b[31m"}[c.Status] + status + "\x1b[0m"
+		}
+		if _, err := fmt.Fprintf(out, "%s  %-*s  %s\n", status, width, c.Name, c.Detail); err != nil {
+			return err
+		}
+		if c.Fix != "" {
+			if _, err := fmt.Fprintf(out, "      fix: %s\n", c.Fix); err != nil {
+				return err
+			}
+		}
+	}
+	verdict := "accel can run here"
+	if r.Fail > 0 {
+		verdict = "accel cannot run here as it is"
+	}
+	_, err := fmt.Fprintf(out, "%d pass, %d warn, %d fail: %s\n", r.Pass, r.Warn, r.Fail, verdict)
+	return err
+}
+
+// useColour: only people at a terminal who did not say no (https://no-color.org).
+func useColour(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
