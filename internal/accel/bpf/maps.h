@@ -140,8 +140,8 @@ struct guard_key {
 
 enum guard_state { GUARD_ASKED, GUARD_ON, GUARD_REFUSED };
 
-/* The sockets, by cookie: a cookie is never used twice, so a redirect can
- * reach the socket that was paired or nobody. */
+/* The sockets, by cookie, which no other socket ever has: a redirect reaches
+ * the socket that was paired or nobody. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, MAX_SOCKETS);
