@@ -53,6 +53,7 @@ func newRoot() *cobra.Command {
 		Use:           "shunt",
 		Short:         "A short path for a Linux node's network traffic",
 		Long:          "shunt gives a Linux node a short path for its network traffic, in eBPF.\n\nTry it:  shunt demo\nUse it:  shunt run -- COMMAND…",
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {

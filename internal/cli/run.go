@@ -106,7 +106,7 @@ func run(cmd *cobra.Command, argv []string, opts node.SessionOptions, jsonFile s
 		}
 	}
 	if errors.Is(closeErr, node.ErrBusy) {
-		fmt.Fprintf(stderr, "shunt: %v: left as it is; the next shunt run after they end removes it\n", closeErr)
+		fmt.Fprintf(stderr, "shunt: %v; it stays as it is, and the next shunt run after they end removes it\n", closeErr)
 	} else if closeErr != nil {
 		fmt.Fprintf(stderr, "shunt: clean up: %v\n", closeErr)
 	}
@@ -160,13 +160,17 @@ func printSummary(w io.Writer, s accel.Stats) {
 		return
 	}
 	stack := s.StackTotal()
-	fmt.Fprintf(w, "shunt: %d of %d connections joined; %s in %d messages socket to socket, %s in %d through the stack\n",
-		s.Joined, s.Connections, bytesText(s.Redirected.Bytes), s.Redirected.Messages, bytesText(stack.Bytes), stack.Messages)
+	if s.Joined == 0 {
+		fmt.Fprintf(w, "shunt: 0 of %d connections joined\n", s.Connections)
+	} else {
+		fmt.Fprintf(w, "shunt: %d of %d connections joined; %s in %d messages socket to socket, %s in %d through the stack\n",
+			s.Joined, s.Connections, bytesText(s.Redirected.Bytes), s.Redirected.Messages, bytesText(stack.Bytes), stack.Messages)
+	}
 	for _, why := range slices.Sorted(maps.Keys(s.NotJoined)) {
 		fmt.Fprintf(w, "shunt:   %d not joined: %s\n", s.NotJoined[why], accel.Explain(why))
 	}
 	for _, why := range slices.Sorted(maps.Keys(s.Left)) {
-		fmt.Fprintf(w, "shunt:   %d left for plain TCP: %s\n", s.Left[why], accel.Explain(why))
+		fmt.Fprintf(w, "shunt:   %d of them left for plain TCP later: %s\n", s.Left[why], accel.Explain(why))
 	}
 	for _, why := range slices.Sorted(maps.Keys(s.Stack)) {
 		fmt.Fprintf(w, "shunt:   %s through the stack: %s\n", bytesText(s.Stack[why].Bytes), accel.Explain(why))

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,8 @@ const (
 	sessionPin = bpffs + "/shunt/accel"
 	// A session's cgroup and its pin directory share one name with this prefix.
 	sessionPrefix = "shunt-run-"
+	// How long Close waits for the last processes to end.
+	endGrace = 500 * time.Millisecond
 )
 
 // SessionOptions of a temporary acceleration.
@@ -154,6 +157,18 @@ func lock(dir string, kind int) (*os.File, error) {
 		f.Close() //nolint:errcheck // a directory
 		return nil, err
 	}
+	// A cleaner may have removed it between the open and the lock.
+	opened, err := f.Stat()
+	if err == nil {
+		var there os.FileInfo
+		if there, err = os.Stat(dir); err == nil && !os.SameFile(opened, there) {
+			err = os.ErrNotExist
+		}
+	}
+	if err != nil {
+		f.Close() //nolint:errcheck // a directory
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -176,7 +191,13 @@ func (s *Session) Close() error {
 	err := <-s.guards
 	s.plane.Close()
 	defer s.cgroup.Close() //nolint:errcheck // a directory
-	return errors.Join(err, removeSession(s.cgroup.Name()))
+	// What the command killed last may still be on its way out.
+	removeErr := removeSession(s.cgroup.Name())
+	for deadline := time.Now().Add(endGrace); errors.Is(removeErr, ErrBusy) && time.Now().Before(deadline); {
+		time.Sleep(endGrace / 50)
+		removeErr = removeSession(s.cgroup.Name())
+	}
+	return errors.Join(err, removeErr)
 }
 
 // removeSession takes down the session with this cgroup unless it is in use. The
