@@ -58,12 +58,32 @@ struct dst_entry {
 	struct net_device *dev;
 };
 
+struct rb_root {
+	void *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct address_space {
+	struct rb_root_cached i_mmap;
+};
+
 struct file {
 	unsigned int f_flags;
+	struct address_space *f_mapping;
 };
+
+struct sock;
 
 struct socket {
 	struct file *file;
+	struct sock *sk;
+};
+
+struct pt_regs {
+	unsigned long orig_ax; /* x86 */
 };
 
 struct proto {
@@ -85,6 +105,7 @@ struct sock {
 	struct dst_entry *sk_dst_cache;
 	void *sk_user_data;
 	int sk_rcvlowat;
+	u32 sk_tsflags; /* 16 bits before 6.6: what lies behind can only make it look set */
 	u8 sk_shutdown;
 	u8 sk_userlocks : 4;
 };
@@ -105,6 +126,7 @@ struct tcp_sock {
 	u32 snd_nxt;
 	u32 rcv_nxt;
 	_Bool is_mptcp;
+	u8 recvmsg_inq : 1;
 	const void *fastopen_rsk;
 };
 
@@ -122,7 +144,7 @@ struct sk_psock {
 	u32 msg_tot_len;
 };
 
-enum sock_flags { SOCK_ZEROCOPY };
+enum sock_flags { SOCK_ZEROCOPY, SOCK_RCVTSTAMP };
 
 #pragma clang attribute pop
 

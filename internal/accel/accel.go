@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/shuntnet/shunt/internal/kernel"
 )
 
 // DefaultMaxQueue is the bound of G3 in bytes: what may wait at one receiver
@@ -75,6 +77,12 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		}
 	}()
 
+	// One of the two, see splice.h.
+	if kernel.CanTrace() {
+		delete(spec.Programs, bpfProgSpliced)
+	} else {
+		delete(spec.Programs, bpfProgSplicedEntry)
+	}
 	p.coll, err = ebpf.NewCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
@@ -117,6 +125,10 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		return fmt.Errorf("%w: G5 needs the tracepoint sock_recv_length (Linux 6.3); --accept G5 goes without: %w", ErrUnsupported, err)
 	}
 
+	if err := p.attachSplice(); err != nil {
+		return err
+	}
+
 	for _, h := range []struct {
 		name, prog string
 		attach     ebpf.AttachType
@@ -135,6 +147,23 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 	return nil
 }
 
+// attachSplice watches for readers that turn to splice.
+func (p *Plane) attachSplice() error {
+	var (
+		l   link.Link
+		err error
+	)
+	if prog := p.coll.Programs[bpfProgSplicedEntry]; prog != nil {
+		l, err = link.AttachTracing(link.TracingOptions{Program: prog})
+	} else {
+		l, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: "tcp_rcv_space_adjust", Program: p.coll.Programs[bpfProgSpliced]})
+	}
+	if err != nil {
+		return fmt.Errorf("watch for splice readers: %w", err)
+	}
+	return p.pin(l, "link-spliced")
+}
+
 // pin keeps a link alive without this process.
 func (p *Plane) pin(l link.Link, name string) error {
 	defer l.Close() //nolint:errcheck // the pin holds the link
@@ -147,7 +176,7 @@ func (p *Plane) pin(l link.Link, name string) error {
 // Open gives access to the state of the instance pinned in dir, for reading.
 func Open(dir string) (*Plane, error) {
 	p := &Plane{dir: dir, coll: &ebpf.Collection{Maps: map[string]*ebpf.Map{}}}
-	for _, name := range []string{bpfMapShuntConns, bpfMapShuntStats, bpfMapShuntSocks, bpfMapShuntGuards} {
+	for _, name := range []string{bpfMapShuntConns, bpfMapShuntStats, bpfMapShuntSocks, bpfMapShuntGuards, bpfMapShuntExclusions} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if err != nil {
 			p.Close()

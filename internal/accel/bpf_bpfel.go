@@ -27,6 +27,8 @@ type bpfConn struct {
 	StackMsgs       uint64
 	SpilledBytes    uint64
 	SpilledMsgs     uint64
+	RunStart        uint64
+	RunConsumed     uint64
 	Tuple           bpfTuple
 	SndNxt          uint32
 	RcvNxt          uint32
@@ -42,7 +44,29 @@ type bpfConn struct {
 	Gone            uint8
 	SmallSndbuf     uint8
 	Released        uint8
+	RunMsgs         uint32
+	RunBytes        uint32
+	ReaderCpu       uint32
+	SlowRuns        uint8
+	Across          uint8
+	Splicing        uint8
+	Reported        uint8
 }
+
+type bpfEvent struct {
+	_       structs.HostLayout
+	Kind    uint32
+	Ifindex uint32
+	Netns   uint64
+	Cookie  uint64
+}
+
+type bpfEventKind uint32
+
+const (
+	bpfEventKindEVENT_GUARD bpfEventKind = 0
+	bpfEventKindEVENT_STUCK bpfEventKind = 1
+)
 
 type bpfFault uint32
 
@@ -57,7 +81,8 @@ const (
 	bpfFaultFAULT_LEAVE       bpfFault = 7
 	bpfFaultFAULT_RESET       bpfFault = 8
 	bpfFaultFAULT_SNDBUF      bpfFault = 9
-	bpfFaultFAULT_MAX         bpfFault = 10
+	bpfFaultFAULT_EXCLUDE     bpfFault = 10
+	bpfFaultFAULT_MAX         bpfFault = 11
 )
 
 type bpfGuardKey struct {
@@ -78,11 +103,19 @@ const (
 type bpfLeave uint32
 
 const (
-	bpfLeaveLEAVE_NONE     bpfLeave = 0
-	bpfLeaveLEAVE_BLOCKING bpfLeave = 1
-	bpfLeaveLEAVE_SHUTDOWN bpfLeave = 2
-	bpfLeaveLEAVE_CLOSE    bpfLeave = 3
-	bpfLeaveLEAVE_MAX      bpfLeave = 4
+	bpfLeaveLEAVE_NONE      bpfLeave = 0
+	bpfLeaveLEAVE_BLOCKING  bpfLeave = 1
+	bpfLeaveLEAVE_SHUTDOWN  bpfLeave = 2
+	bpfLeaveLEAVE_CLOSE     bpfLeave = 3
+	bpfLeaveLEAVE_STREAM    bpfLeave = 4
+	bpfLeaveLEAVE_SPLICE    bpfLeave = 5
+	bpfLeaveLEAVE_LOWAT     bpfLeave = 6
+	bpfLeaveLEAVE_INQ       bpfLeave = 7
+	bpfLeaveLEAVE_TIMESTAMP bpfLeave = 8
+	bpfLeaveLEAVE_MMAP      bpfLeave = 9
+	bpfLeaveLEAVE_ZEROCOPY  bpfLeave = 10
+	bpfLeaveLEAVE_ULP       bpfLeave = 11
+	bpfLeaveLEAVE_MAX       bpfLeave = 12
 )
 
 type bpfRefusal uint32
@@ -96,7 +129,8 @@ const (
 	bpfRefusalREFUSE_FULL      bpfRefusal = 5
 	bpfRefusalREFUSE_FASTOPEN  bpfRefusal = 6
 	bpfRefusalREFUSE_FOREIGN   bpfRefusal = 7
-	bpfRefusalREFUSE_MAX       bpfRefusal = 8
+	bpfRefusalREFUSE_EXCLUDED  bpfRefusal = 8
+	bpfRefusalREFUSE_MAX       bpfRefusal = 9
 )
 
 type bpfRoute uint32
@@ -113,10 +147,7 @@ const (
 	bpfRouteROUTE_LEAVING    bpfRoute = 8
 	bpfRouteROUTE_SHUTDOWN   bpfRoute = 9
 	bpfRouteROUTE_CLOSING    bpfRoute = 10
-	bpfRouteROUTE_LOWAT      bpfRoute = 11
-	bpfRouteROUTE_ULP        bpfRoute = 12
-	bpfRouteROUTE_ZEROCOPY   bpfRoute = 13
-	bpfRouteROUTE_MAX        bpfRoute = 14
+	bpfRouteROUTE_MAX        bpfRoute = 11
 )
 
 type bpfSide uint32
@@ -130,12 +161,12 @@ type bpfStats struct {
 	_        structs.HostLayout
 	Seen     uint64
 	Joined   uint64
-	Messages [14]uint64
-	Bytes    [14]uint64
-	Refused  [8]uint64
-	Left     [4]uint64
+	Messages [11]uint64
+	Bytes    [11]uint64
+	Refused  [9]uint64
+	Left     [12]uint64
 	Resets   uint64
-	Faults   [10]uint64
+	Faults   [11]uint64
 }
 
 type bpfTuple struct {
@@ -148,33 +179,47 @@ type bpfTuple struct {
 	Pad   uint32
 }
 
+type bpfWorkload struct {
+	_     structs.HostLayout
+	Netns uint64
+	Port  uint16
+	Side  uint8
+	Pad   [5]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapShuntConns     = "shunt_conns"
-	bpfMapShuntEvents    = "shunt_events"
-	bpfMapShuntGuards    = "shunt_guards"
-	bpfMapShuntListener  = "shunt_listener"
-	bpfMapShuntSocks     = "shunt_socks"
-	bpfMapShuntStats     = "shunt_stats"
-	bpfMapShuntSyns      = "shunt_syns"
-	bpfMapShuntWaiting   = "shunt_waiting"
-	bpfProgJoin          = "join"
-	bpfProgReceived      = "received"
-	bpfProgRedirect      = "redirect"
-	bpfProgReleased      = "released"
-	bpfProgReset         = "reset"
-	bpfVarAcceptBlocking = "accept_blocking"
-	bpfVarBtfFault       = "btf_fault"
-	bpfVarBtfGuardState  = "btf_guard_state"
-	bpfVarBtfLeave       = "btf_leave"
-	bpfVarBtfRefusal     = "btf_refusal"
-	bpfVarBtfRoute       = "btf_route"
-	bpfVarBtfSide        = "btf_side"
-	bpfVarMaxQueue       = "max_queue"
-	bpfVarRequireGuard   = "require_guard"
-	bpfVarRequireReader  = "require_reader"
+	bpfMapShuntConns      = "shunt_conns"
+	bpfMapShuntEvents     = "shunt_events"
+	bpfMapShuntExclusions = "shunt_exclusions"
+	bpfMapShuntGuards     = "shunt_guards"
+	bpfMapShuntListener   = "shunt_listener"
+	bpfMapShuntSocks      = "shunt_socks"
+	bpfMapShuntStats      = "shunt_stats"
+	bpfMapShuntSyns       = "shunt_syns"
+	bpfMapShuntWaiting    = "shunt_waiting"
+	bpfProgJoin           = "join"
+	bpfProgReceived       = "received"
+	bpfProgRedirect       = "redirect"
+	bpfProgReleased       = "released"
+	bpfProgReset          = "reset"
+	bpfProgSpliced        = "spliced"
+	bpfProgSplicedEntry   = "spliced_entry"
+	bpfProgStuck          = "stuck"
+	bpfVarAcceptBlocking  = "accept_blocking"
+	bpfVarBtfEvent        = "btf_event"
+	bpfVarBtfEventKind    = "btf_event_kind"
+	bpfVarBtfFault        = "btf_fault"
+	bpfVarBtfGuardState   = "btf_guard_state"
+	bpfVarBtfLeave        = "btf_leave"
+	bpfVarBtfRefusal      = "btf_refusal"
+	bpfVarBtfRoute        = "btf_route"
+	bpfVarBtfSide         = "btf_side"
+	bpfVarMaxQueue        = "max_queue"
+	bpfVarRequireGuard    = "require_guard"
+	bpfVarRequireReader   = "require_reader"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -219,25 +264,29 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	Join     *ebpf.ProgramSpec `ebpf:"join"`
-	Received *ebpf.ProgramSpec `ebpf:"received"`
-	Redirect *ebpf.ProgramSpec `ebpf:"redirect"`
-	Released *ebpf.ProgramSpec `ebpf:"released"`
-	Reset    *ebpf.ProgramSpec `ebpf:"reset"`
+	Join         *ebpf.ProgramSpec `ebpf:"join"`
+	Received     *ebpf.ProgramSpec `ebpf:"received"`
+	Redirect     *ebpf.ProgramSpec `ebpf:"redirect"`
+	Released     *ebpf.ProgramSpec `ebpf:"released"`
+	Reset        *ebpf.ProgramSpec `ebpf:"reset"`
+	Spliced      *ebpf.ProgramSpec `ebpf:"spliced"`
+	SplicedEntry *ebpf.ProgramSpec `ebpf:"spliced_entry"`
+	Stuck        *ebpf.ProgramSpec `ebpf:"stuck"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	ShuntConns    *ebpf.MapSpec `ebpf:"shunt_conns"`
-	ShuntEvents   *ebpf.MapSpec `ebpf:"shunt_events"`
-	ShuntGuards   *ebpf.MapSpec `ebpf:"shunt_guards"`
-	ShuntListener *ebpf.MapSpec `ebpf:"shunt_listener"`
-	ShuntSocks    *ebpf.MapSpec `ebpf:"shunt_socks"`
-	ShuntStats    *ebpf.MapSpec `ebpf:"shunt_stats"`
-	ShuntSyns     *ebpf.MapSpec `ebpf:"shunt_syns"`
-	ShuntWaiting  *ebpf.MapSpec `ebpf:"shunt_waiting"`
+	ShuntConns      *ebpf.MapSpec `ebpf:"shunt_conns"`
+	ShuntEvents     *ebpf.MapSpec `ebpf:"shunt_events"`
+	ShuntExclusions *ebpf.MapSpec `ebpf:"shunt_exclusions"`
+	ShuntGuards     *ebpf.MapSpec `ebpf:"shunt_guards"`
+	ShuntListener   *ebpf.MapSpec `ebpf:"shunt_listener"`
+	ShuntSocks      *ebpf.MapSpec `ebpf:"shunt_socks"`
+	ShuntStats      *ebpf.MapSpec `ebpf:"shunt_stats"`
+	ShuntSyns       *ebpf.MapSpec `ebpf:"shunt_syns"`
+	ShuntWaiting    *ebpf.MapSpec `ebpf:"shunt_waiting"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -245,6 +294,8 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	AcceptBlocking *ebpf.VariableSpec `ebpf:"accept_blocking"`
+	BtfEvent       *ebpf.VariableSpec `ebpf:"btf_event"`
+	BtfEventKind   *ebpf.VariableSpec `ebpf:"btf_event_kind"`
 	BtfFault       *ebpf.VariableSpec `ebpf:"btf_fault"`
 	BtfGuardState  *ebpf.VariableSpec `ebpf:"btf_guard_state"`
 	BtfLeave       *ebpf.VariableSpec `ebpf:"btf_leave"`
@@ -276,20 +327,22 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	ShuntConns    *ebpf.Map `ebpf:"shunt_conns"`
-	ShuntEvents   *ebpf.Map `ebpf:"shunt_events"`
-	ShuntGuards   *ebpf.Map `ebpf:"shunt_guards"`
-	ShuntListener *ebpf.Map `ebpf:"shunt_listener"`
-	ShuntSocks    *ebpf.Map `ebpf:"shunt_socks"`
-	ShuntStats    *ebpf.Map `ebpf:"shunt_stats"`
-	ShuntSyns     *ebpf.Map `ebpf:"shunt_syns"`
-	ShuntWaiting  *ebpf.Map `ebpf:"shunt_waiting"`
+	ShuntConns      *ebpf.Map `ebpf:"shunt_conns"`
+	ShuntEvents     *ebpf.Map `ebpf:"shunt_events"`
+	ShuntExclusions *ebpf.Map `ebpf:"shunt_exclusions"`
+	ShuntGuards     *ebpf.Map `ebpf:"shunt_guards"`
+	ShuntListener   *ebpf.Map `ebpf:"shunt_listener"`
+	ShuntSocks      *ebpf.Map `ebpf:"shunt_socks"`
+	ShuntStats      *ebpf.Map `ebpf:"shunt_stats"`
+	ShuntSyns       *ebpf.Map `ebpf:"shunt_syns"`
+	ShuntWaiting    *ebpf.Map `ebpf:"shunt_waiting"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.ShuntConns,
 		m.ShuntEvents,
+		m.ShuntExclusions,
 		m.ShuntGuards,
 		m.ShuntListener,
 		m.ShuntSocks,
@@ -304,6 +357,8 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	AcceptBlocking *ebpf.Variable `ebpf:"accept_blocking"`
+	BtfEvent       *ebpf.Variable `ebpf:"btf_event"`
+	BtfEventKind   *ebpf.Variable `ebpf:"btf_event_kind"`
 	BtfFault       *ebpf.Variable `ebpf:"btf_fault"`
 	BtfGuardState  *ebpf.Variable `ebpf:"btf_guard_state"`
 	BtfLeave       *ebpf.Variable `ebpf:"btf_leave"`
@@ -319,11 +374,14 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	Join     *ebpf.Program `ebpf:"join"`
-	Received *ebpf.Program `ebpf:"received"`
-	Redirect *ebpf.Program `ebpf:"redirect"`
-	Released *ebpf.Program `ebpf:"released"`
-	Reset    *ebpf.Program `ebpf:"reset"`
+	Join         *ebpf.Program `ebpf:"join"`
+	Received     *ebpf.Program `ebpf:"received"`
+	Redirect     *ebpf.Program `ebpf:"redirect"`
+	Released     *ebpf.Program `ebpf:"released"`
+	Reset        *ebpf.Program `ebpf:"reset"`
+	Spliced      *ebpf.Program `ebpf:"spliced"`
+	SplicedEntry *ebpf.Program `ebpf:"spliced_entry"`
+	Stuck        *ebpf.Program `ebpf:"stuck"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -333,6 +391,9 @@ func (p *bpfPrograms) Close() error {
 		p.Redirect,
 		p.Released,
 		p.Reset,
+		p.Spliced,
+		p.SplicedEntry,
+		p.Stuck,
 	)
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/shuntnet/shunt/internal/kernel"
 )
 
-// OwnNetns stands for the network namespace of this process.
+// OwnNetns stands for the network namespace of this process, see [kernel.InNetns].
 const OwnNetns = ""
 
 // GuardLoopback puts the reset guard of G6 on loopback in this process's
@@ -46,12 +46,7 @@ func (p *Plane) guard(netns string, key bpfGuardKey) error {
 		}
 		return p.attachGuard(key)
 	}
-	var attachErr error
-	if netns == OwnNetns { // no setns, which needs more capabilities
-		attachErr = attach()
-	} else {
-		attachErr = kernel.InNetns(netns, attach)
-	}
+	attachErr := kernel.InNetns(netns, attach)
 	state := uint8(bpfGuardStateGUARD_ON)
 	if attachErr != nil {
 		state = uint8(bpfGuardStateGUARD_REFUSED)
@@ -82,12 +77,13 @@ func (p *Plane) attachGuard(key bpfGuardKey) error {
 	return p.pin(l, fmt.Sprintf("link-guard-%x-%d", key.Netns, key.Ifindex))
 }
 
-// ServeGuards guards devices as the kernel half meets them, until ctx ends.
-// findNetns returns the path of the namespace with that cookie.
-func (p *Plane) ServeGuards(ctx context.Context, findNetns func(cookie uint64) (string, error)) error {
+// Serve does for the kernel half what only user space can, until ctx ends: it
+// guards devices as they are met, and resets splice readers that would wait for
+// ever. findNetns returns the path of the namespace with that cookie.
+func (p *Plane) Serve(ctx context.Context, findNetns func(cookie uint64) (string, error)) error {
 	r, err := ringbuf.NewReader(p.coll.Maps[bpfMapShuntEvents])
 	if err != nil {
-		return fmt.Errorf("read guard requests: %w", err)
+		return fmt.Errorf("read requests of the kernel half: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { r.Close() }) //nolint:errcheck // only wakes Read
 	defer stop()
@@ -98,18 +94,23 @@ func (p *Plane) ServeGuards(ctx context.Context, findNetns func(cookie uint64) (
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read guard requests: %w", err)
+			return fmt.Errorf("read requests of the kernel half: %w", err)
 		}
-		var key bpfGuardKey
-		if err := binary.Read(bytes.NewReader(rec.RawSample), binary.NativeEndian, &key); err != nil {
-			return fmt.Errorf("decode a guard request: %w", err)
+		var e bpfEvent
+		if err := binary.Read(bytes.NewReader(rec.RawSample), binary.NativeEndian, &e); err != nil {
+			return fmt.Errorf("decode a request of the kernel half: %w", err)
 		}
-		netns, err := findNetns(key.Netns)
+		netns, err := findNetns(e.Netns)
+		if e.Kind == uint32(bpfEventKindEVENT_STUCK) {
+			// Beside the loop: it gives the reader time. At most one per connection.
+			go p.unstick(ctx, e.Cookie, netns, err)
+			continue
+		}
 		if err == nil {
-			err = p.guard(netns, key)
+			err = p.guard(netns, bpfGuardKey{Netns: e.Netns, Ifindex: e.Ifindex})
 		}
 		if err != nil {
-			slog.Debug("connections through this device stay on the stack", "netns", key.Netns, "ifindex", key.Ifindex, "err", err)
+			slog.Debug("connections through this device stay on the stack", "netns", e.Netns, "ifindex", e.Ifindex, "err", err)
 		}
 	}
 }

@@ -63,6 +63,10 @@ type Conn struct {
 
 // Names of the kernel half's enums, as they appear in every output.
 var (
+	sideNames = map[uint8]string{
+		uint8(bpfSideSIDE_ACTIVE):  "active",
+		uint8(bpfSideSIDE_PASSIVE): "passive",
+	}
 	refusalNames = map[bpfRefusal]string{
 		bpfRefusalREFUSE_REMOTE:    "remote",
 		bpfRefusalREFUSE_BLOCKING:  "blocking",
@@ -71,6 +75,7 @@ var (
 		bpfRefusalREFUSE_FULL:      "table-full",
 		bpfRefusalREFUSE_FASTOPEN:  "fastopen",
 		bpfRefusalREFUSE_FOREIGN:   "foreign",
+		bpfRefusalREFUSE_EXCLUDED:  "excluded",
 	}
 	routeNames = map[bpfRoute]string{
 		bpfRouteROUTE_REDIRECT:   "short",
@@ -84,14 +89,19 @@ var (
 		bpfRouteROUTE_LEAVING:    "leaving",
 		bpfRouteROUTE_SHUTDOWN:   "write-shut",
 		bpfRouteROUTE_CLOSING:    "peer-closing",
-		bpfRouteROUTE_LOWAT:      "rcvlowat",
-		bpfRouteROUTE_ULP:        "ulp",
-		bpfRouteROUTE_ZEROCOPY:   "zerocopy",
 	}
 	leaveNames = map[bpfLeave]string{
-		bpfLeaveLEAVE_BLOCKING: "blocking",
-		bpfLeaveLEAVE_SHUTDOWN: "shutdown",
-		bpfLeaveLEAVE_CLOSE:    "close",
+		bpfLeaveLEAVE_BLOCKING:  "blocking",
+		bpfLeaveLEAVE_SHUTDOWN:  "shutdown",
+		bpfLeaveLEAVE_CLOSE:     "close",
+		bpfLeaveLEAVE_STREAM:    "stream",
+		bpfLeaveLEAVE_SPLICE:    "splice",
+		bpfLeaveLEAVE_LOWAT:     "rcvlowat",
+		bpfLeaveLEAVE_INQ:       "inq",
+		bpfLeaveLEAVE_TIMESTAMP: "timestamp",
+		bpfLeaveLEAVE_MMAP:      "mmap",
+		bpfLeaveLEAVE_ZEROCOPY:  "zerocopy",
+		bpfLeaveLEAVE_ULP:       "ulp",
 	}
 	faultNames = map[bpfFault]string{
 		bpfFaultFAULT_CONN_INSERT: "conn-insert",
@@ -104,6 +114,7 @@ var (
 		bpfFaultFAULT_LEAVE:       "leave",
 		bpfFaultFAULT_RESET:       "reset",
 		bpfFaultFAULT_SNDBUF:      "sndbuf",
+		bpfFaultFAULT_EXCLUDE:     "exclude",
 	}
 )
 
@@ -135,7 +146,13 @@ var explanations = map[string]string{
 	"leaving":          "the pair was leaving the map",
 	"write-shut":       "sent after shutdown: the stack answers",
 	"peer-closing":     "the peer has shut down or closed",
+	"excluded":         "a reader of the same kind was seen in splice(2), see shunt exclusions",
+	"stream":           "small writes in one direction: the stack gathers them and is faster",
+	"splice":           "the reader uses splice(2), which never sees redirected bytes",
 	"rcvlowat":         "the reader uses SO_RCVLOWAT",
+	"inq":              "the reader uses TCP_INQ",
+	"timestamp":        "one end uses SO_TIMESTAMP or SO_TIMESTAMPING",
+	"mmap":             "the reader uses TCP_ZEROCOPY_RECEIVE",
 	"ulp":              "kTLS or another ULP is in use",
 	"zerocopy":         "the sender uses MSG_ZEROCOPY",
 }
@@ -206,7 +223,7 @@ func (p *Plane) Conns() ([]Conn, error) {
 			Cookie:     cookie,
 			PeerCookie: c.PeerCookie,
 			Netns:      c.Netns,
-			Side:       map[uint8]string{uint8(bpfSideSIDE_ACTIVE): "active", uint8(bpfSideSIDE_PASSIVE): "passive"}[c.Side],
+			Side:       sideNames[c.Side],
 			Local:      addrPort(c.Tuple.Laddr, c.Tuple.Lport),
 			Remote:     addrPort(c.Tuple.Raddr, c.Tuple.Rport),
 			Path:       routeNames[bpfRoute(c.Route)],

@@ -76,6 +76,9 @@ func tracing() error {
 	})
 }
 
+// CanTrace reports whether programs of type tracing load and attach here.
+func CanTrace() bool { return tracing() == nil }
+
 // readerProof attaches where a reader of a TCP socket is seen using recvmsg.
 func readerProof() error {
 	return attach(ebpf.ProgramSpec{Type: ebpf.RawTracepoint}, 0, func(p *ebpf.Program) (link.Link, error) {

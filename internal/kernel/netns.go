@@ -29,8 +29,12 @@ func NetnsCookie() (uint64, error) {
 
 // InNetns runs fn inside the network namespace at path (/run/netns/NAME,
 // /proc/PID/ns/net), on an OS thread and a goroutine of its own. Goroutines that
-// fn starts are not in that namespace; sockets that it opens stay in it.
+// fn starts are not in that namespace; sockets that it opens stay in it. With an
+// empty path it just calls fn: that needs no capability.
 func InNetns(path string, fn func() error) error {
+	if path == "" {
+		return fn()
+	}
 	target, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)

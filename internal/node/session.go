@@ -105,7 +105,7 @@ func NewSession(opts SessionOptions) (_ *Session, err error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	go func() { s.guards <- s.plane.ServeGuards(ctx, s.findNetns) }()
+	go func() { s.guards <- s.plane.Serve(ctx, s.findNetns) }()
 	return s, nil
 }
 
@@ -347,11 +347,26 @@ type Instance struct {
 	Mapped int         `json:"mapped" yaml:"mapped"`
 	Stats  accel.Stats `json:"stats" yaml:"stats"`
 
-	conns []accel.Conn
+	conns      []accel.Conn
+	exclusions []accel.Exclusion
 }
 
 // Conns lists the instance's joined sockets at the time it was read.
 func (i Instance) Conns() []accel.Conn { return i.conns }
+
+// Exclusions lists the workloads that the instance has excluded.
+func (i Instance) Exclusions() []accel.Exclusion { return i.exclusions }
+
+// ClearExclusions lets all workloads of the instance join again, and returns how
+// many there were.
+func (i Instance) ClearExclusions() (int, error) {
+	plane, err := accel.Open(i.Pins)
+	if err != nil {
+		return 0, err
+	}
+	defer plane.Close()
+	return plane.ClearExclusions()
+}
 
 // Instances reads every loaded instance.
 func Instances() ([]Instance, error) {
@@ -376,6 +391,9 @@ func Instances() ([]Instance, error) {
 		}
 		if err == nil {
 			i.conns, err = plane.Conns()
+		}
+		if err == nil {
+			i.exclusions, err = plane.Exclusions()
 		}
 		plane.Close()
 		if err != nil {

@@ -5,12 +5,15 @@
  *	join      sockops: pairs the two ends of a local connection
  *	redirect  sk_msg: sends a message to the peer's queue, or to the stack
  *	received  sock_recv_length: learns who reads with recv, and how much
+ *	spliced   tcp_rcv_space_adjust, or spliced_entry, fentry/tcp_splice_read: who reads with splice
+ *	stuck     run by user space: has that reader redirected bytes?
  *	released  cgroup/sock_release: notes a close with unread bytes
  *	reset     tc egress: turns that socket's FIN into the RST that TCP sends
  */
 #include "pair.h"
 #include "join.h"
 #include "redirect.h"
+#include "splice.h"
 #include "end.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -95,6 +95,7 @@ static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_
 			return REFUSE_PROOF;
 		c.peer_sk = peer->sk;
 		c.peer_cookie = peer_cookie;
+		c.across = c.netns != peer->netns;
 	}
 	if (bpf_map_update_elem(&shunt_conns, cookie, &c, BPF_NOEXIST)) {
 		fault(FAULT_CONN_INSERT);
@@ -118,7 +119,7 @@ static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_
 static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 					struct tcp_sock *tp)
 {
-	u64 cookie = bpf_get_socket_cookie(ctx), none = 0;
+	u64 cookie, none = 0;
 	enum refusal why;
 	struct tuple t;
 	u8 *note, syn;
@@ -141,8 +142,11 @@ static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_soc
 	}
 	if (may_block(sk, tp, SIDE_ACTIVE))
 		return refused(REFUSE_BLOCKING);
+	if (excluded(bpf_get_netns_cookie(ctx), SIDE_ACTIVE, &t))
+		return refused(REFUSE_EXCLUDED);
 	if (is_foreign(tp))
 		return refused(REFUSE_FOREIGN);
+	cookie = bpf_get_socket_cookie(ctx);
 	why = insert(ctx, tp, SIDE_ACTIVE, &cookie, &t, 0, 0);
 	if (why != REFUSE_NONE)
 		return refused(why);
@@ -155,7 +159,7 @@ static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_soc
 static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 					 struct tcp_sock *tp)
 {
-	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie, *waiting;
+	u64 cookie, peer_cookie, *waiting;
 	enum refusal why = REFUSE_PROOF;
 	struct tuple t, m;
 	struct conn *peer;
@@ -188,9 +192,12 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 	if (!peer_cookie)
 		return;
 
+	cookie = bpf_get_socket_cookie(ctx);
 	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
 	if (may_block(sk, tp, SIDE_PASSIVE))
 		why = REFUSE_BLOCKING;
+	else if (excluded(bpf_get_netns_cookie(ctx), SIDE_PASSIVE, &t))
+		why = REFUSE_EXCLUDED;
 	else if (is_foreign(tp))
 		why = REFUSE_FOREIGN;
 	else if (peer)
@@ -202,6 +209,7 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 		return;
 	}
 	peer->peer_sk = (u64)tp;
+	peer->across = bpf_get_netns_cookie(ctx) != peer->netns;
 	/* The cookie publishes the pair: it must be the last word. */
 	__sync_val_compare_and_swap(&peer->peer_cookie, 0, cookie);
 	s = stats();

@@ -27,6 +27,7 @@ enum refusal {
 	REFUSE_FULL,	 /* a table is full */
 	REFUSE_FASTOPEN, /* the accepting end was established by the SYN itself */
 	REFUSE_FOREIGN,	 /* MPTCP, another sockmap or ULP owns the socket */
+	REFUSE_EXCLUDED, /* G5: one end's workload was seen in splice(2) */
 	REFUSE_MAX,
 };
 
@@ -43,9 +44,6 @@ enum route {
 	ROUTE_LEAVING,	/* the pair is on its way out of the map */
 	ROUTE_SHUTDOWN,	/* own write side is shut: the stack answers EPIPE */
 	ROUTE_CLOSING,	/* the peer does not read any more */
-	ROUTE_LOWAT,	/* G5: the peer uses SO_RCVLOWAT */
-	ROUTE_ULP,	/* G5: kTLS or another ULP on either end */
-	ROUTE_ZEROCOPY,	/* SO_ZEROCOPY: only the stack reports completions */
 	ROUTE_MAX,
 };
 
@@ -55,6 +53,14 @@ enum leave {
 	LEAVE_BLOCKING,	/* G4: an end turned to blocking mode */
 	LEAVE_SHUTDOWN,	/* G4, G6: half-closed */
 	LEAVE_CLOSE,	/* closed: nothing is redirected any more */
+	LEAVE_STREAM,	/* G7: small writes in one direction, which the stack gathers */
+	LEAVE_SPLICE,	/* G5: splice(2) never sees redirected bytes */
+	LEAVE_LOWAT,	/* G5: SO_RCVLOWAT */
+	LEAVE_INQ,	/* G5: TCP_INQ */
+	LEAVE_TIMESTAMP,/* G5: SO_TIMESTAMP*: only the stack has time stamps */
+	LEAVE_MMAP,	/* G5: TCP_ZEROCOPY_RECEIVE takes pages of the stack's segments */
+	LEAVE_ZEROCOPY,	/* G5: SO_ZEROCOPY: only the stack reports completions */
+	LEAVE_ULP,	/* G5: kTLS or another ULP on either end */
 	LEAVE_MAX,
 };
 
@@ -70,6 +76,7 @@ enum fault {
 	FAULT_LEAVE,
 	FAULT_RESET,
 	FAULT_SNDBUF,
+	FAULT_EXCLUDE,
 	FAULT_MAX,
 };
 
@@ -88,7 +95,7 @@ enum side { SIDE_ACTIVE = 1, SIDE_PASSIVE = 2 };
 
 /*
  * A joined socket, keyed by its cookie. Written under the socket's lock,
- * except: consumed and proven (its reader), leaving (also its peer).
+ * except: consumed, proven, reader_cpu and splicing (its reader), leaving (also its peer).
  */
 struct conn {
 	u64 sk;		 /* address of struct sock; its cookie is the proof */
@@ -103,6 +110,8 @@ struct conn {
 	u64 stack_msgs;
 	u64 spilled_bytes;
 	u64 spilled_msgs;
+	u64 run_start;	 /* see slow_stream() */
+	u64 run_consumed;
 	struct tuple tuple;
 	u32 snd_nxt;	 /* at establishment, for the proof */
 	u32 rcv_nxt;
@@ -118,6 +127,13 @@ struct conn {
 	u8 gone;	 /* left the map */
 	u8 small_sndbuf; /* see keep_spill_short() */
 	u8 released;	 /* close() was called */
+	u32 run_msgs;
+	u32 run_bytes;
+	u32 reader_cpu;	 /* where its reader was last seen */
+	u8 slow_runs;
+	u8 across;	 /* the peer is in another network namespace */
+	u8 splicing;	 /* the last read was splice(2) */
+	u8 reported;	 /* user space was asked to look at it */
 };
 
 struct stats {
@@ -131,7 +147,7 @@ struct stats {
 	u64 faults[FAULT_MAX];
 };
 
-/* Asks user space to put the reset guard on a device. */
+/* A device in a namespace, which has the reset guard or shall have it. */
 struct guard_key {
 	u64 netns;
 	u32 ifindex;
@@ -139,6 +155,27 @@ struct guard_key {
 };
 
 enum guard_state { GUARD_ASKED, GUARD_ON, GUARD_REFUSED };
+
+/* Asks user space for what only it can do. */
+enum event_kind {
+	EVENT_GUARD,	/* put the reset guard on a device */
+	EVENT_STUCK,	/* see whether a splice reader has redirected bytes: reset it */
+};
+
+struct event {
+	u32 kind; /* enum event_kind */
+	u32 ifindex;
+	u64 netns;
+	u64 cookie; /* EVENT_STUCK */
+};
+
+/* What a splice reader does there: connections of one side to one port. */
+struct workload {
+	u64 netns; /* of the reader */
+	u16 port;  /* the server's, host order */
+	u8 side;   /* enum side of the reader */
+	u8 pad[5];
+};
 
 /* The sockets, by cookie, which no other socket ever has: a redirect reaches
  * the socket that was paired or nobody. */
@@ -194,6 +231,15 @@ struct {
 	__type(value, u8);
 } shunt_guards SEC(".maps");
 
+/* Workloads that use splice(2), with the time (ktime, ns) of the last sight. One
+ * that is pushed out is seen again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct workload);
+	__type(value, u64);
+} shunt_exclusions SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 64 << 10);
@@ -213,6 +259,8 @@ const enum leave *btf_leave __attribute__((unused));
 const enum fault *btf_fault __attribute__((unused));
 const enum guard_state *btf_guard_state __attribute__((unused));
 const enum side *btf_side __attribute__((unused));
+const enum event_kind *btf_event_kind __attribute__((unused));
+const struct event *btf_event __attribute__((unused));
 
 static __always_inline struct stats *stats(void)
 {

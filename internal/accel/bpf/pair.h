@@ -55,6 +55,23 @@ static __always_inline void mirror(const struct tuple *t, struct tuple *m)
 	m->pad = 0;
 }
 
+static __always_inline void workload_of(u64 netns, u8 side, const struct tuple *t, struct workload *w)
+{
+	__builtin_memset(w, 0, sizeof(*w));
+	w->netns = netns;
+	w->side = side;
+	w->port = side == SIDE_ACTIVE ? t->rport : t->lport;
+}
+
+/* G5: its readers were seen in splice(2). */
+static __always_inline int excluded(u64 netns, u8 side, const struct tuple *t)
+{
+	struct workload w;
+
+	workload_of(netns, side, t, &w);
+	return bpf_map_lookup_elem(&shunt_exclusions, &w) != 0;
+}
+
 /* The two ends of one connection, and of no other, have each other's next
  * sequence numbers: 64 bits that a stranger with the same tuple would have
  * to share by chance. */

@@ -12,8 +12,9 @@ static __always_inline int guarded(struct tcp_sock *tp)
 	struct net *net = sock_of(tp)->__sk_common.skc_net.net;
 	struct dst_entry *dst = sock_of(tp)->sk_dst_cache;
 	struct net_device *dev = dst ? KERNEL_PTR(dst_entry, dst)->dev : 0;
-	struct guard_key key = {}, *event;
+	struct guard_key key = {};
 	u8 *state, asked = GUARD_ASKED;
+	struct event *event;
 
 	if (!dev || !net)
 		return 0;
@@ -31,7 +32,7 @@ static __always_inline int guarded(struct tcp_sock *tp)
 		fault(FAULT_EVENT);
 		return 0;
 	}
-	*event = key;
+	*event = (struct event){.kind = EVENT_GUARD, .ifindex = key.ifindex, .netns = key.netns};
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }
@@ -57,9 +58,60 @@ static __always_inline enum route make_ready(struct conn *own, struct tcp_sock *
 	return ROUTE_REDIRECT;
 }
 
+/* Messages in one direction after which it is looked at. */
+#define RUN 64
+/* A run that took longer is no stream: the stack would gather nothing. */
+#define RUN_NS (RUN * 50000ULL)
+
+/*
+ * G7: a stream of small writes is faster through the stack, which gathers them,
+ * where reader and writer share a CPU; on two, and for larger writes, the short
+ * path is faster. Sizes are measured with bench accel --streams.
+ */
+static __always_inline int slow_stream(struct conn *own, u32 size)
+{
+	u32 small = own->across ? 6 << 10 : 12 << 10;
+	u64 peer_cookie = own->peer_cookie, now;
+	struct conn *pc;
+	int slow;
+
+	if (own->consumed != own->run_consumed) { /* the other direction was used */
+		own->run_consumed = own->consumed;
+		own->run_msgs = 0;
+		own->slow_runs = 0;
+	}
+	if (!own->run_msgs) {
+		own->run_start = bpf_ktime_get_ns();
+		own->run_bytes = 0;
+	}
+	own->run_msgs++;
+	own->run_bytes += size < small * RUN ? size : small * RUN;
+	if (own->run_msgs < RUN)
+		return 0;
+	now = bpf_ktime_get_ns();
+	own->run_msgs = 0;
+	pc = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+	slow = own->run_bytes < small * RUN && now - own->run_start < RUN_NS &&
+	       pc && pc->reader_cpu == bpf_get_smp_processor_id();
+	own->slow_runs = slow ? own->slow_runs + 1 : 0;
+	return own->slow_runs >= 2;
+}
+
+/* The pair goes back to plain TCP, for good. */
+static __always_inline enum route leave(struct conn *own, enum leave why)
+{
+	u64 peer_cookie = own->peer_cookie;
+	struct conn *pc = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+
+	if (pc)
+		start_leaving(own, pc, why);
+	return ROUTE_LEAVING;
+}
+
 static __always_inline enum route choose(struct conn *own, struct tcp_sock *tp, u32 size)
 {
 	u64 peer_cookie = own->peer_cookie;
+	enum leave special;
 	enum blocking mode;
 	struct tcp_sock *peer;
 	struct sock *psk;
@@ -83,19 +135,17 @@ static __always_inline enum route choose(struct conn *own, struct tcp_sock *tp, 
 	mode = blocking_mode(peer);
 	if (mode == NO_FILE && require_reader)
 		return ROUTE_UNACCEPTED;
-	if (!accept_blocking && (mode == BLOCKING || blocking_mode(tp) == BLOCKING)) {
-		struct conn *pc = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
-
-		if (pc)
-			start_leaving(own, pc, LEAVE_BLOCKING);
-		return ROUTE_LEAVING;
-	}
-	if (psk->sk_rcvlowat > 1)
-		return ROUTE_LOWAT;
+	if (!accept_blocking && (mode == BLOCKING || blocking_mode(tp) == BLOCKING))
+		return leave(own, LEAVE_BLOCKING);
 	if (tp->inet_conn.icsk_ulp_ops || peer->inet_conn.icsk_ulp_ops)
-		return ROUTE_ULP;
-	if (sock_of(tp)->__sk_common.skc_flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
-		return ROUTE_ZEROCOPY;
+		return leave(own, LEAVE_ULP);
+	special = special_reader(peer);
+	if (!special)
+		special = special_writer(tp);
+	if (special)
+		return leave(own, special);
+	if (slow_stream(own, size))
+		return leave(own, LEAVE_STREAM);
 	if (!own->ready) {
 		route = make_ready(own, tp, peer);
 		if (route != ROUTE_REDIRECT)
@@ -195,17 +245,21 @@ int received(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = KERNEL_PTR(sock, ctx->args[0]);
 	int ret = (int)ctx->args[1], flags = (int)ctx->args[2];
-	u64 cookie = sk->__sk_common.skc_cookie.counter;
 	struct conn *c;
+	u64 cookie;
 
-	/* Sockets that nobody asked for a cookie have none: not ours. */
-	if (!cookie || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
+	/* All others pay for this look and no more. */
+	if (!has_psock(sk) || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
 		return 0;
+	cookie = sk->__sk_common.skc_cookie.counter;
 	c = bpf_map_lookup_elem(&shunt_conns, &cookie);
 	if (!c)
 		return 0;
 	if (!c->proven)
 		c->proven = 1;
+	if (c->splicing)
+		c->splicing = 0;
+	c->reader_cpu = bpf_get_smp_processor_id();
 	if (ret > 0)
 		count(&c->consumed, ret);
 	return 0;

@@ -23,6 +23,40 @@ static __always_inline int is_socket(struct tcp_sock *tp, u64 cookie)
 	return sock_of(tp)->__sk_common.skc_cookie.counter == cookie;
 }
 
+static __always_inline int has_flag(struct tcp_sock *tp, u64 bit)
+{
+	return (sock_of(tp)->__sk_common.skc_flags >> bit) & 1;
+}
+
+/* G5: ways of reading that know nothing of redirected bytes. */
+static __always_inline enum leave special_reader(struct tcp_sock *tp)
+{
+	struct socket *s = sock_of(tp)->sk_socket;
+	struct file *f = s ? KERNEL_PTR(socket, s)->file : 0;
+	struct address_space *m = f ? KERNEL_PTR(file, f)->f_mapping : 0;
+
+	if (sock_of(tp)->sk_rcvlowat > 1)
+		return LEAVE_LOWAT;
+	if (BPF_CORE_READ_BITFIELD(tp, recvmsg_inq))
+		return LEAVE_INQ;
+	if (sock_of(tp)->sk_tsflags || has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP)))
+		return LEAVE_TIMESTAMP;
+	/* Mapped to memory: there is no other use for that. */
+	if (m && KERNEL_PTR(address_space, m)->i_mmap.rb_root.rb_node)
+		return LEAVE_MMAP;
+	return LEAVE_NONE;
+}
+
+/* And ways of writing. */
+static __always_inline enum leave special_writer(struct tcp_sock *tp)
+{
+	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
+		return LEAVE_ZEROCOPY;
+	if (sock_of(tp)->sk_tsflags)
+		return LEAVE_TIMESTAMP;
+	return LEAVE_NONE;
+}
+
 enum blocking { NO_FILE, BLOCKING, NONBLOCKING };
 
 /* NO_FILE: in an accept queue, or closed. */
@@ -42,6 +76,12 @@ static __always_inline enum blocking blocking_mode(struct tcp_sock *tp)
 /* Messages looked at when the kernel does not keep a total (before 6.12.75,
  * 6.18.14): a queue of this many counts as full. */
 #define QUEUE_SCAN 32
+
+/* A socket that is in a sockmap now; few others have user data of that kind. */
+static __always_inline int has_psock(struct sock *sk)
+{
+	return ((u64)sk->sk_user_data & SK_USER_DATA_PSOCK) != 0;
+}
 
 /* Bytes redirected to this socket that its application has not read. */
 static __always_inline u32 queued(struct tcp_sock *tp)
