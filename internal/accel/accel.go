@@ -25,7 +25,10 @@ type Options struct {
 	MaxQueue uint32 // bytes; 0 means DefaultMaxQueue
 	AcceptG4 bool   // join blocking sockets too: a signal may show as EAGAIN, MSG_WAITALL may return early
 	AcceptG5 bool   // do not wait until the reader was seen in recv: readers that use splice(2) hang
-	AcceptG6 bool   // do not require the reset guard: a close with unread bytes ends in FIN, not RST
+	// Kernel miscounts FIONREAD: redirect to a new connection's reader at once if
+	// an earlier one of its workload (its side of that port) was seen in recv.
+	TrustWorkload bool
+	AcceptG6      bool // do not require the reset guard: a close with unread bytes ends in FIN, not RST
 }
 
 // Plane is one loaded instance: its programs attached to one cgroup, and all
@@ -55,6 +58,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		bpfVarAcceptBlocking: flag(opts.AcceptG4),
 		bpfVarRequireReader:  flag(!opts.AcceptG5),
 		bpfVarRequireGuard:   flag(!opts.AcceptG6),
+		bpfVarTrustWorkload:  flag(opts.TrustWorkload),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)

@@ -82,7 +82,8 @@ const (
 	bpfFaultFAULT_RESET       bpfFault = 8
 	bpfFaultFAULT_SNDBUF      bpfFault = 9
 	bpfFaultFAULT_EXCLUDE     bpfFault = 10
-	bpfFaultFAULT_MAX         bpfFault = 11
+	bpfFaultFAULT_READER      bpfFault = 11
+	bpfFaultFAULT_MAX         bpfFault = 12
 )
 
 type bpfGuardKey struct {
@@ -166,7 +167,7 @@ type bpfStats struct {
 	Refused  [9]uint64
 	Left     [12]uint64
 	Resets   uint64
-	Faults   [11]uint64
+	Faults   [12]uint64
 }
 
 type bpfTuple struct {
@@ -196,6 +197,7 @@ const (
 	bpfMapShuntExclusions = "shunt_exclusions"
 	bpfMapShuntGuards     = "shunt_guards"
 	bpfMapShuntListener   = "shunt_listener"
+	bpfMapShuntReaders    = "shunt_readers"
 	bpfMapShuntSocks      = "shunt_socks"
 	bpfMapShuntStats      = "shunt_stats"
 	bpfMapShuntSyns       = "shunt_syns"
@@ -220,6 +222,7 @@ const (
 	bpfVarMaxQueue        = "max_queue"
 	bpfVarRequireGuard    = "require_guard"
 	bpfVarRequireReader   = "require_reader"
+	bpfVarTrustWorkload   = "trust_workload"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -283,6 +286,7 @@ type bpfMapSpecs struct {
 	ShuntExclusions *ebpf.MapSpec `ebpf:"shunt_exclusions"`
 	ShuntGuards     *ebpf.MapSpec `ebpf:"shunt_guards"`
 	ShuntListener   *ebpf.MapSpec `ebpf:"shunt_listener"`
+	ShuntReaders    *ebpf.MapSpec `ebpf:"shunt_readers"`
 	ShuntSocks      *ebpf.MapSpec `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.MapSpec `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.MapSpec `ebpf:"shunt_syns"`
@@ -305,6 +309,7 @@ type bpfVariableSpecs struct {
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
+	TrustWorkload  *ebpf.VariableSpec `ebpf:"trust_workload"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -332,6 +337,7 @@ type bpfMaps struct {
 	ShuntExclusions *ebpf.Map `ebpf:"shunt_exclusions"`
 	ShuntGuards     *ebpf.Map `ebpf:"shunt_guards"`
 	ShuntListener   *ebpf.Map `ebpf:"shunt_listener"`
+	ShuntReaders    *ebpf.Map `ebpf:"shunt_readers"`
 	ShuntSocks      *ebpf.Map `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.Map `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.Map `ebpf:"shunt_syns"`
@@ -345,6 +351,7 @@ func (m *bpfMaps) Close() error {
 		m.ShuntExclusions,
 		m.ShuntGuards,
 		m.ShuntListener,
+		m.ShuntReaders,
 		m.ShuntSocks,
 		m.ShuntStats,
 		m.ShuntSyns,
@@ -368,6 +375,7 @@ type bpfVariables struct {
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`
+	TrustWorkload  *ebpf.Variable `ebpf:"trust_workload"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -115,6 +115,7 @@ var (
 		bpfFaultFAULT_RESET:       "reset",
 		bpfFaultFAULT_SNDBUF:      "sndbuf",
 		bpfFaultFAULT_EXCLUDE:     "exclude",
+		bpfFaultFAULT_READER:      "reader",
 	}
 )
 

@@ -169,6 +169,9 @@ func jit() error {
 	return nil
 }
 
+// ErrFIONREAD is the answer of [CheckFIONREAD] on a kernel that miscounts.
+var ErrFIONREAD = errors.New("FIONREAD is wrong")
+
 // CheckFIONREAD asks a socket in a sockmap how many bytes wait in it that came
 // through the stack. Some kernels count only redirected ones there (from
 // 929e30f93125 until 04af4efde58a); the error says so.
@@ -237,7 +240,7 @@ func CheckFIONREAD() error {
 		return err
 	}
 	if n != len(text) {
-		return fmt.Errorf("a joined socket reports %d of %d bytes that came through the stack", n, len(text))
+		return fmt.Errorf("%w: a joined socket reports %d of %d bytes that came through the stack", ErrFIONREAD, n, len(text))
 	}
 	return nil
 }

@@ -123,6 +123,8 @@ func acceptance(opts SessionOptions) (accel.Options, error) {
 			return o, fmt.Errorf("cannot accept %q: only G4, G5 and G6 can be given up", g)
 		}
 	}
+	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
+	o.TrustWorkload = !o.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
 	return o, nil
 }
 
@@ -183,6 +185,15 @@ func (s *Session) Stats() (accel.Stats, error) { return s.plane.Stats() }
 
 // Conns lists the session's joined sockets.
 func (s *Session) Conns() ([]accel.Conn, error) { return s.plane.Conns() }
+
+// Exclusions lists the session's excluded workloads.
+func (s *Session) Exclusions() ([]accel.Exclusion, error) { return s.plane.Exclusions() }
+
+// ClearExclusions lets them join again, and returns how many there were.
+func (s *Session) ClearExclusions() (int, error) { return s.plane.ClearExclusions() }
+
+// Mapped counts the session's sockets that are in the map now.
+func (s *Session) Mapped() (int, error) { return s.plane.Mapped() }
 
 // Close removes the session. If something still uses it, it stays in place for
 // the next session to clean up, and the error is ErrBusy.

@@ -348,6 +348,61 @@ func (Sys) Recv(a IOArgs, r *Result) error {
 	return nil
 }
 
+// Splice moves N bytes of the stream from the socket through a pipe with
+// splice(2), and checks them, or as many as come within Wait.
+func (Sys) Splice(a IOArgs, r *Result) error {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	buf := make([]byte, 64<<10)
+	for deadline := time.Now().Add(a.Wait); r.N < a.N; {
+		n, err := unix.Splice(a.FD, nil, pipe[1], nil, int(min(a.N-r.N, 64<<10)), unix.SPLICE_F_NONBLOCK)
+		switch errno := errnoOf(err); {
+		case errno == unix.EAGAIN && time.Now().Before(deadline):
+			if _, err := pollFor(a.FD, unix.POLLIN, time.Until(deadline)); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond) // readable, yet nothing to take: not in a hot loop
+			continue
+		case errno != 0:
+			r.Errno = errno
+			return nil
+		case n == 0:
+			r.EOF = true
+			return nil
+		}
+		if _, err := io.ReadFull(fdReader(pipe[0]), buf[:n]); err != nil {
+			return err
+		}
+		if err := check(a.Stream, a.Offset+r.N, buf[:n]); err != nil {
+			r.Bad = err.Error()
+			return nil
+		}
+		r.N += n
+	}
+	return nil
+}
+
+type fdReader int
+
+func (fd fdReader) Read(p []byte) (int, error) { return unix.Read(int(fd), p) }
+
+// Set sets an integer socket option.
+func (Sys) Set(a IOArgs, r *Result) error {
+	r.Errno = errnoOf(unix.SetsockoptInt(a.FD, a.Level, a.Name, a.Value))
+	return nil
+}
+
+// Map maps a page for TCP_ZEROCOPY_RECEIVE.
+func (Sys) Map(a IOArgs, r *Result) error {
+	_, err := unix.Mmap(a.FD, 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
+	r.Errno = errnoOf(err)
+	return nil
+}
+
 // Poll waits for events.
 func (Sys) Poll(a IOArgs, r *Result) (err error) {
 	r.Events, err = pollFor(a.FD, a.Events, a.Wait)

@@ -88,6 +88,7 @@ func TestSmallWritesAreBounded(t *testing.T) {
 	const bound, writes = 256 << 10, 20_000
 	w := accelerated(t, node.SessionOptions{MaxQueue: bound})
 	p := dial(w.agent(nil), w.agent(nil), dialOptions{})
+	p.apart()
 	p.settle()
 	before, _ := p.client.conn()
 	if r := p.client.sendWith(writes, 1, patience); r.N != writes {

@@ -264,6 +264,7 @@ func TestUnevenReader(t *testing.T) {
 	const size = 64 << 20
 	w := accelerated(t, node.SessionOptions{MaxQueue: 256 << 10})
 	p := dial(w.agent(nil), w.agent(nil), dialOptions{})
+	p.apart()
 	p.settle()
 	for _, chunk := range []int{700, 9 << 10, 64 << 10, 256 << 10} {
 		n := int64(min(size, chunk<<14))

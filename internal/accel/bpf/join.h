@@ -90,6 +90,7 @@ static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_
 	c.other_flags = ctx->bpf_sock_ops_cb_flags;
 	c.side = side;
 	c.route = ROUTE_UNPAIRED;
+	c.proven = trust_workload && known_reader(&c);
 	if (peer) {
 		if (!proven_pair(&c, peer) || !is_socket(tcp_of(peer->sk), peer_cookie))
 			return REFUSE_PROOF;

@@ -11,6 +11,9 @@
 volatile const u32 max_queue = 4 << 20; /* G3: bytes queued at one receiver */
 volatile const u8 accept_blocking = 0;	/* accept: G4 */
 volatile const u8 require_reader = 1;	/* cleared by accept: G5 */
+/* On kernels that miscount FIONREAD: what came through the stack is not seen by
+ * it, so bytes go to a reader as soon as its workload was seen in recv. */
+volatile const u8 trust_workload = 0;
 volatile const u8 require_guard = 1;	/* cleared by accept: G6 */
 
 /* Sockets in the table at once, both ends counted. Each costs 16 B of bucket
@@ -77,6 +80,7 @@ enum fault {
 	FAULT_RESET,
 	FAULT_SNDBUF,
 	FAULT_EXCLUDE,
+	FAULT_READER,
 	FAULT_MAX,
 };
 
@@ -239,6 +243,15 @@ struct {
 	__type(key, struct workload);
 	__type(value, u64);
 } shunt_exclusions SEC(".maps");
+
+/* Workloads that were seen in recv; used with trust_workload. One that is pushed
+ * out is seen again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct workload);
+	__type(value, u8);
+} shunt_readers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

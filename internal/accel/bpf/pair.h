@@ -72,6 +72,24 @@ static __always_inline int excluded(u64 netns, u8 side, const struct tuple *t)
 	return bpf_map_lookup_elem(&shunt_exclusions, &w) != 0;
 }
 
+static __always_inline void remember_reader(const struct conn *c)
+{
+	struct workload w;
+	u8 seen = 1;
+
+	workload_of(c->netns, c->side, &c->tuple, &w);
+	if (bpf_map_update_elem(&shunt_readers, &w, &seen, BPF_ANY))
+		fault(FAULT_READER);
+}
+
+static __always_inline int known_reader(const struct conn *c)
+{
+	struct workload w;
+
+	workload_of(c->netns, c->side, &c->tuple, &w);
+	return bpf_map_lookup_elem(&shunt_readers, &w) != 0;
+}
+
 /* The two ends of one connection, and of no other, have each other's next
  * sequence numbers: 64 bits that a stranger with the same tuple would have
  * to share by chance. */

@@ -133,7 +133,7 @@ static __always_inline enum route choose(struct conn *own, struct tcp_sock *tp, 
 
 	/* G4, G5: how will the peer read? */
 	mode = blocking_mode(peer);
-	if (mode == NO_FILE && require_reader)
+	if (mode == NO_FILE && require_reader && !trust_workload)
 		return ROUTE_UNACCEPTED;
 	if (!accept_blocking && (mode == BLOCKING || blocking_mode(tp) == BLOCKING))
 		return leave(own, LEAVE_BLOCKING);
@@ -144,7 +144,8 @@ static __always_inline enum route choose(struct conn *own, struct tcp_sock *tp, 
 		special = special_writer(tp);
 	if (special)
 		return leave(own, special);
-	if (slow_stream(own, size))
+	/* A blocked reader would see the leaving as EAGAIN. */
+	if (!accept_blocking && slow_stream(own, size))
 		return leave(own, LEAVE_STREAM);
 	if (!own->ready) {
 		route = make_ready(own, tp, peer);
@@ -255,8 +256,11 @@ int received(struct bpf_raw_tracepoint_args *ctx)
 	c = bpf_map_lookup_elem(&shunt_conns, &cookie);
 	if (!c)
 		return 0;
-	if (!c->proven)
+	if (!c->proven) {
 		c->proven = 1;
+		if (trust_workload)
+			remember_reader(c);
+	}
 	if (c->splicing)
 		c->splicing = 0;
 	c->reader_cpu = bpf_get_smp_processor_id();

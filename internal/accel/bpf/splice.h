@@ -18,6 +18,8 @@ static __always_inline void exclude(struct conn *c)
 	workload_of(c->netns, c->side, &c->tuple, &w);
 	if (bpf_map_update_elem(&shunt_exclusions, &w, &now, BPF_ANY))
 		fault(FAULT_EXCLUDE);
+	if (trust_workload)
+		bpf_map_delete_elem(&shunt_readers, &w);
 }
 
 /* Runs under the reader's socket lock, before it reads. */
