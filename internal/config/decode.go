@@ -484,8 +484,8 @@ func items[T comparable](d *decoder, n *yaml.Node, at string, read func(*decoder
 // numberOrText is the text of a scalar, whether quoted or not: templates and
 // people quote numbers, and there is one way to understand it.
 func numberOrText(n *yaml.Node, want string) (string, error) {
-	if n.Kind == yaml.ScalarNode && (n.ShortTag() == "!!str" || n.ShortTag() == "!!int") {
-		return n.Value, nil
+	if n.Kind == yaml.ScalarNode && slices.Contains([]string{"!!str", "!!int", "!!float"}, n.ShortTag()) {
+		return n.Value, nil // 080 is a float to YAML
 	}
 	return "", fmt.Errorf("%s, and %s is needed here", kindOf(n), want)
 }

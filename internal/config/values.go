@@ -67,33 +67,27 @@ func (p *PortRange) UnmarshalJSON(data []byte) error {
 }
 
 func parsePorts(s string) (PortRange, error) {
-	first, last, isRange := strings.Cut(s, "-")
-	a, err := parsePort(first)
-	if err != nil {
-		return PortRange{}, err
-	}
+	from, to, isRange := strings.Cut(s, "-")
 	if !isRange {
-		return PortRange{a, a}, nil
+		to = from
 	}
-	b, err := parsePort(last)
-	if err != nil {
-		return PortRange{}, err
+	if !isDecimal(from) || !isDecimal(to) {
+		return PortRange{}, fmt.Errorf("%s is not a port; write a number as 80, or a range as 8000-8010", show(s))
 	}
-	if a > b {
-		return PortRange{}, fmt.Errorf("%d-%d is backwards; write %d-%d", a, b, b, a)
+	first, ok := port(from)
+	last, lastOK := port(to)
+	if !ok || !lastOK {
+		return PortRange{}, fmt.Errorf("%s is out of range; ports are 1 to 65535", cut(s))
 	}
-	return PortRange{a, b}, nil
+	if first > last {
+		return PortRange{}, fmt.Errorf("%s is backwards; write %d-%d", s, last, first)
+	}
+	return PortRange{first, last}, nil
 }
 
-func parsePort(s string) (uint16, error) {
-	if !isDecimal(s) {
-		return 0, fmt.Errorf("%s is not a port; write a number as 80, or a range as 8000-8010", show(s))
-	}
+func port(s string) (uint16, bool) {
 	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%s is not a port; ports are 1 to 65535", cut(s))
-	}
-	return uint16(n), nil
+	return uint16(n), err == nil && n > 0
 }
 
 // isDecimal says whether s is a number that nobody can read as octal or hex.
@@ -288,6 +282,9 @@ func checkCgroup(s string) error {
 	}
 	for _, level := range strings.Split(s, "/") {
 		if _, err := path.Match(level, ""); err != nil {
+			if strings.HasSuffix(level, `\`) {
+				return fmt.Errorf(`%s is not a valid glob; end it in \\ for a backslash`, show(level))
+			}
 			return fmt.Errorf("%s is not a valid glob; close the [, or write \\[ for the character", show(level))
 		}
 		if strings.Contains(level, "**") {
@@ -380,7 +377,7 @@ func parseMetrics(s string) (netip.AddrPort, error) {
 		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 	}
 	host, port, ok := cutLast(s, ":")
-	if _, err := parsePort(port); !ok || err != nil {
+	if p, err := parsePorts(port); !ok || err != nil || p.First != p.Last {
 		return netip.AddrPort{}, fmt.Errorf("%s is not an address with a port; write one as 127.0.0.1:9777 or [::1]:9777", show(s))
 	}
 	switch {
