@@ -109,12 +109,18 @@ func roundTrip(t *testing.T, c *Config) {
 			t.Errorf("%s\n%s", text, diff)
 		}
 	}
-	var decoded Config
-	if err := json.Unmarshal(asJSON, &decoded); err != nil {
-		t.Fatalf("%s\n%v", asJSON, err)
-	}
-	if diff := cmp.Diff(c, &decoded, asValues, asAddress); diff != "" {
-		t.Errorf("%s\n%s", asJSON, diff)
+	// The types alone, as a program reads what `check -o json` prints.
+	for _, form := range []struct {
+		text      []byte
+		unmarshal func([]byte, any) error
+	}{{asJSON, json.Unmarshal}, {asYAML, func(b []byte, v any) error { return yaml.Unmarshal(b, v) }}} {
+		var decoded Config
+		if err := form.unmarshal(form.text, &decoded); err != nil {
+			t.Fatalf("%s\n%v", form.text, err)
+		}
+		if diff := cmp.Diff(c, &decoded, asValues, asAddress); diff != "" {
+			t.Errorf("%s\n%s", form.text, diff)
+		}
 	}
 }
 
@@ -164,6 +170,14 @@ var invalid = []struct {
 	{"no value", head + "accel:\nobserve: {metrics: ~}\n", []string{
 		`2:7: accel: no value; give it one or remove the key`,
 		`3:20: observe.metrics: no value; give it one or remove the key`}, true},
+	{"in the order of the file", "x: 1\naccel: &a {}\ny: 1\n", []string{
+		`1:1: x: unknown key; the keys here are apiVersion, accel, observe`,
+		`1:1: apiVersion: missing; add the line apiVersion: shunt/v1`,
+		`2:8: the anchor &a; anchors are not used here, write the value wherever it is needed`,
+		`3:1: y: unknown key; the keys here are apiVersion, accel, observe`}, true},
+	{"columns are characters", head + "accel: {\"éé\": 1, zz: 2}\n", []string{
+		`2:9: accel."éé": unknown key; the keys here are select, exclude, accept, maxQueue`,
+		`2:18: accel.zz: unknown key; the keys here are select, exclude, accept, maxQueue`}, true},
 	{"typos", head + "acel: {}\nobserve: {Metrics: 127.0.0.1:1}\naccel: {max_queue: 1MiB, selct: [], zzz: 1}\n", []string{
 		`2:1: acel: unknown key; did you mean accel?`,
 		`3:11: observe.Metrics: unknown key; did you mean metrics?`,
