@@ -47,7 +47,7 @@ type Bytes uint64
 
 // Observe says what is reported.
 type Observe struct {
-	Metrics netip.AddrPort `yaml:"metrics,omitempty" json:"metrics,omitempty"` // Prometheus; unset is off
+	Metrics netip.AddrPort `yaml:"metrics,omitempty" json:"metrics,omitzero"` // Prometheus; unset is off
 }
 
 // MaxSelectors is the number of selectors in Select and Exclude together: the
