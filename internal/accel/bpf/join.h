@@ -62,7 +62,9 @@ static __always_inline int is_foreign(struct tcp_sock *tp)
 	return (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp) || tp->inet_conn.icsk_ulp_ops || sock_of(tp)->sk_user_data;
 }
 
-#define OUR_FLAGS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
+/* While the stack is in use. */
+#define STACK_FLAGS (BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)
+#define OUR_FLAGS (BPF_SOCK_OPS_STATE_CB_FLAG | STACK_FLAGS)
 
 /* Switches callbacks off again, but not those of another program. */
 static __always_inline void no_callbacks(struct bpf_sock_ops *ctx, struct conn *own, u32 flags)
@@ -107,7 +109,7 @@ static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_
 		bpf_map_delete_elem(&shunt_conns, cookie);
 		return REFUSE_FOREIGN;
 	}
-	/* STATE ends the entry's life; RTT calls while the stack is in use. */
+	/* STATE ends the entry's life. */
 	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | OUR_FLAGS)) {
 		fault(FAULT_CB_FLAGS);
 		bpf_map_delete_elem(&shunt_socks, cookie);
@@ -287,7 +289,22 @@ static __always_inline void on_ack(struct bpf_sock_ops *ctx)
 		return;
 	try_leave(peer_cookie, peer, own);
 	if (try_leave(cookie, own, peer))
-		no_callbacks(ctx, own, BPF_SOCK_OPS_RTT_CB_FLAG);
+		no_callbacks(ctx, own, STACK_FLAGS);
+}
+
+/* A segment is about to be sent. Its receiver leaves first if it can: on some
+ * kernels FIONREAD is wrong for a socket that is in the map. */
+static __always_inline void on_segment(struct bpf_sock_ops *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie;
+	struct conn *own = bpf_map_lookup_elem(&shunt_conns, &cookie), *peer;
+
+	if (!own || !own->leaving)
+		return;
+	peer_cookie = own->peer_cookie;
+	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+	if (peer)
+		try_leave(peer_cookie, peer, own);
 }
 
 static __always_inline void on_state(struct bpf_sock_ops *ctx)
@@ -337,8 +354,15 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
  * must not be read from the new one. */
 static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
-	u64 cookie = bpf_get_socket_cookie(ctx);
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	u64 cookie;
 
+	if (!tp)
+		return;
+	cookie = sock_of(tp)->__sk_common.skc_cookie.counter;
+	if (!cookie) /* nearly all: it never was in the map */
+		return;
 	bpf_map_delete_elem(&shunt_socks, &cookie);
 	bpf_map_delete_elem(&shunt_conns, &cookie);
 }
@@ -368,6 +392,9 @@ int join(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
 		on_ack(ctx);
+		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		on_segment(ctx);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		on_state(ctx);

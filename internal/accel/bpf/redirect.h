@@ -87,7 +87,7 @@ static __always_inline int slow_stream(struct conn *own, u32 size)
 	own->run_msgs++;
 	own->run_bytes += size < small * RUN ? size : small * RUN;
 	if (own->run_msgs < RUN)
-		return 0;
+		return own->slow_runs >= 2;
 	now = bpf_ktime_get_ns();
 	own->run_msgs = 0;
 	pc = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
@@ -144,8 +144,10 @@ static __always_inline enum route choose(struct conn *own, struct tcp_sock *tp, 
 		special = special_writer(tp);
 	if (special)
 		return leave(own, special);
-	/* A blocked reader would see the leaving as EAGAIN. */
-	if (!accept_blocking && slow_stream(own, size))
+	/* Only when nothing waits: then the reader is out of the map before the first
+	 * byte comes through the stack, see on_segment(). A blocked reader would
+	 * see the leaving as EAGAIN. */
+	if (!accept_blocking && slow_stream(own, size) && !queued(peer))
 		return leave(own, LEAVE_STREAM);
 	if (!own->ready) {
 		route = make_ready(own, tp, peer);
