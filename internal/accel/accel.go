@@ -3,6 +3,7 @@
 package accel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -80,7 +81,10 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
 	}
 	for name, m := range p.coll.Maps {
-		if m.Type() == ebpf.Array { // .rodata lives as long as its programs
+		switch {
+		case name == ".rodata": // bpffs takes no dot
+			name = pinOptions
+		case m.Type() == ebpf.Array: // lives as long as its programs
 			continue
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
@@ -156,6 +160,28 @@ func Open(dir string) (*Plane, error) {
 		p.coll.Maps[name] = m
 	}
 	return p, nil
+}
+
+// MaxQueue is the bound of G3 that the instance was loaded with, in bytes.
+func (p *Plane) MaxQueue() (uint32, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return 0, err
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, pinOptions), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return 0, fmt.Errorf("open the options of %s: %w", p.dir, err)
+	}
+	defer m.Close() //nolint:errcheck // only read
+	options, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return 0, fmt.Errorf("read the options of %s: %w", p.dir, err)
+	}
+	at := int(spec.Variables[bpfVarMaxQueue].Offset)
+	if len(options) < at+4 {
+		return 0, fmt.Errorf("the options of %s are those of another version of shunt", p.dir)
+	}
+	return binary.NativeEndian.Uint32(options[at:]), nil
 }
 
 // Dir is the pin directory.
@@ -266,6 +292,9 @@ const (
 	linkJoin     = "link-join"
 	linkReleased = "link-released"
 )
+
+// pinOptions is the pin of the options that the programs were loaded with.
+const pinOptions = "options"
 
 func isLink(name string) bool { return strings.HasPrefix(name, "link-") }
 

@@ -3,6 +3,7 @@
 #ifndef SHUNT_ACCEL_JOIN_H
 #define SHUNT_ACCEL_JOIN_H
 
+#include "account.h"
 #include "pair.h"
 
 /* The kernel doubles it for its own overhead. */
@@ -285,7 +286,6 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 {
 	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie;
 	struct conn *own, *peer;
-	struct stats *s;
 
 	own = bpf_map_lookup_elem(&shunt_conns, &cookie);
 	if (!own)
@@ -301,12 +301,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 		 * once; unread bytes come first, though. */
 		if (!queued(tcp_of(own->sk)) && (!peer || quiet(peer, own, tcp_of(own->sk))))
 			bpf_map_delete_elem(&shunt_socks, &cookie);
-		s = stats();
-		if (s) {
-			count(&s->messages[ROUTE_REDIRECT], own->redirected_msgs);
-			count(&s->bytes[ROUTE_REDIRECT], own->redirected_bytes);
-		}
-		bpf_map_delete_elem(&shunt_conns, &cookie);
+		close_account(cookie, own);
 		break;
 	case BPF_TCP_FIN_WAIT1:
 		/*
@@ -329,9 +324,11 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
 	u64 cookie = bpf_get_socket_cookie(ctx);
+	struct conn *old = bpf_map_lookup_elem(&shunt_conns, &cookie);
 
 	bpf_map_delete_elem(&shunt_socks, &cookie);
-	bpf_map_delete_elem(&shunt_conns, &cookie);
+	if (old)
+		close_account(cookie, old);
 }
 
 SEC("sockops")
