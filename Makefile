@@ -17,7 +17,7 @@ ROOT    := $(if $(filter 0,$(shell id -u)),,sudo)
 PKG       ?= ./...
 TESTFLAGS ?=
 
-.PHONY: help build run test deps generate man lint bench bench-programs install clean
+.PHONY: help build run test deps generate man metrics lint bench bench-programs install clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ man: ## rewrite the man pages in docs/man
 	@rm -rf bin/man && mkdir -p bin/man
 	@go run ./cmd/shunt man bin/man
 	@rm -rf docs/man && mv bin/man docs/man
+
+metrics: ## rewrite docs/metrics.md
+	@mkdir -p bin && go run ./cmd/shunt metrics --describe -o markdown >bin/metrics.md
+	@mv bin/metrics.md docs/metrics.md
 
 lint: ## run golangci-lint (its first build takes a minute or two)
 	@go tool -modfile=tools/go.mod golangci-lint run
