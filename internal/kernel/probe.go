@@ -32,10 +32,10 @@ const (
 
 // Check is one thing that was asked of the machine.
 type Check struct {
-	Name   string `json:"name"`          // stable, for scripts
-	Status Status `json:"status"`        // PASS, WARN or FAIL
-	Detail string `json:"detail"`        // what was found
-	Fix    string `json:"fix,omitempty"` // what a person can do about it; never empty on WARN and FAIL
+	Name   string `json:"name" yaml:"name"`                   // stable, for scripts
+	Status Status `json:"status" yaml:"status"`               // PASS, WARN or FAIL
+	Detail string `json:"detail" yaml:"detail"`               // what was found
+	Fix    string `json:"fix,omitempty" yaml:"fix,omitempty"` // what a person can do about it; never empty on WARN and FAIL
 }
 
 const (

@@ -166,6 +166,7 @@ type Collector struct {
 	families []family
 	descs    map[string]*prometheus.Desc
 	build    []string
+	log      bool // nobody is told of an error otherwise
 
 	mu     sync.Mutex
 	errors uint64
@@ -220,7 +221,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	list, err := c.source()
 	if err != nil {
 		c.errors++
-		if c.unread == nil || c.unread.Error() != err.Error() { // not at every scrape
+		if c.log && (c.unread == nil || c.unread.Error() != err.Error()) { // not at every scrape
 			slog.Error("metrics: read what is loaded", "err", err)
 		}
 	}

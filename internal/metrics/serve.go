@@ -27,6 +27,7 @@ const (
 
 // Handler answers /metrics from c, and /healthz with 200 as long as it answers at all.
 func Handler(c *Collector) (http.Handler, error) {
+	c.log = true
 	registry := prometheus.NewRegistry()
 	if err := registry.Register(c); err != nil {
 		return nil, fmt.Errorf("register the metrics: %w", err)

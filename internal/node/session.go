@@ -33,7 +33,7 @@ const (
 
 // SessionOptions of a temporary acceleration.
 type SessionOptions struct {
-	Accept   []string // guarantees to go without: "G4", "G5", "G6"
+	Accept   []string // guarantees to go without, as Guarantee takes them
 	MaxQueue uint32   // bytes queued at one receiver before it spills; 0 is the default
 }
 
@@ -111,16 +111,18 @@ func NewSession(opts SessionOptions) (_ *Session, err error) {
 
 func acceptance(opts SessionOptions) (accel.Options, error) {
 	o := accel.Options{MaxQueue: opts.MaxQueue}
-	for _, g := range opts.Accept {
-		switch strings.ToUpper(g) {
+	for _, name := range opts.Accept {
+		g, err := Guarantee(name)
+		if err != nil {
+			return o, err
+		}
+		switch g {
 		case "G4":
 			o.AcceptG4 = true
 		case "G5":
 			o.AcceptG5 = true
 		case "G6":
 			o.AcceptG6 = true
-		default:
-			return o, fmt.Errorf("cannot accept %q: only G4, G5 and G6 can be given up", g)
 		}
 	}
 	return o, nil
