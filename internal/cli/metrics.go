@@ -59,13 +59,9 @@ under shunt run gives the counters of its run as long as it runs.`,
 			case format != "":
 				return fmt.Errorf("unknown output format %q: use -o text, or --describe with -o table, json, yaml, jsonl or markdown", format)
 			}
-			h, err := metrics.Handler(c)
-			if err != nil {
-				return err
-			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
-			return metrics.Serve(ctx, listen, h)
+			return metrics.Serve(ctx, listen, metrics.Handler(c))
 		},
 	}
 	cmd.Flags().StringVar(&listen, "listen", defaultMetrics, "address to answer on; it shows counters to whoever can reach it")

@@ -12,13 +12,13 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -81,6 +81,7 @@ func parse(t *testing.T, r io.Reader) map[string]float64 {
 			for _, l := range m.GetLabel() {
 				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
 			}
+			slices.Sort(labels)
 			key := name
 			if len(labels) > 0 {
 				key += "{" + strings.Join(labels, ",") + "}"
@@ -151,9 +152,11 @@ func TestSeriesDoNotAppearLater(t *testing.T) {
 }
 
 func TestLint(t *testing.T) {
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(New(fixed(some("a", 1), some("b", 500)), "v1"))
-	problems, err := testutil.GatherAndLint(registry)
+	var b bytes.Buffer
+	if err := New(fixed(some("a", 1), some("b", 500)), "v1").WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.New(&b).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,19 +170,54 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// The text is what Prometheus's own library writes for the same values.
+func TestTextFormat(t *testing.T) {
+	var ours, theirs bytes.Buffer
+	if err := New(fixed(some("a", 1), some("odd \\ \"name\"\n", 500)), "v1").WriteText(&ours); err != nil {
+		t.Fatal(err)
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(ours.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range Describe() {
+		if _, err := expfmt.MetricFamilyToText(&theirs, families[m.Name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(theirs.String(), ours.String()); diff != "" {
+		t.Errorf("the library's (-), ours (+):\n%s", diff)
+	}
+}
+
 func TestDescribeIsComplete(t *testing.T) {
-	registry := prometheus.NewPedanticRegistry() // compares Describe with Collect
-	registry.MustRegister(New(fixed(some("a", 1)), "v1"))
-	families, err := registry.Gather()
+	var b bytes.Buffer
+	if err := New(fixed(some("a", 1)), "v1").WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(&b)
 	if err != nil {
 		t.Fatal(err)
 	}
 	exported, described := map[string]string{}, map[string]string{}
-	for _, f := range families {
-		exported[f.GetName()] = strings.ToLower(f.GetType().String())
+	labels := map[string][]string{}
+	for name, f := range families {
+		exported[name] = strings.ToLower(f.GetType().String())
+		for _, m := range f.GetMetric() {
+			var names []string
+			for _, l := range m.GetLabel() {
+				names = append(names, l.GetName())
+			}
+			labels[name] = names
+		}
 	}
 	for _, m := range Describe() {
 		described[m.Name] = m.Type
+		if diff := cmp.Diff(m.Labels, labels[m.Name], cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: labels described (-), exported (+):\n%s", m.Name, diff)
+		}
 	}
 	if diff := cmp.Diff(exported, described); diff != "" {
 		t.Errorf("exported (-), described (+):\n%s", diff)
@@ -261,10 +299,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := Handler(New(fixed(some("a", 1)), "v1"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := Handler(New(fixed(some("a", 1)), "v1"))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- ServeOn(ctx, l, h) }()

@@ -11,9 +11,6 @@ import (
 	"net"
 	"net/http"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 const (
@@ -26,27 +23,27 @@ const (
 )
 
 // Handler answers /metrics from c, and /healthz with 200 as long as it answers at all.
-func Handler(c *Collector) (http.Handler, error) {
+func Handler(c *Collector) http.Handler {
 	c.log = true
-	registry := prometheus.NewRegistry()
-	if err := registry.Register(c); err != nil {
-		return nil, fmt.Errorf("register the metrics: %w", err)
+	slots := make(chan struct{}, maxScrapes)
+	scrape := func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			http.Error(w, "too many scrapes at once", http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", contentType)
+		c.WriteText(w) //nolint:errcheck // the text says it, or who asked is gone
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorLog:            errorLog{},
-		MaxRequestsInFlight: maxScrapes,
-		Timeout:             scrapeTimeout,
-	}))
+	mux.Handle("GET /metrics", http.TimeoutHandler(http.HandlerFunc(scrape), scrapeTimeout, "the scrape took too long\n"))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, "ok\n") //nolint:errcheck // who asked is gone
 	})
-	return mux, nil
+	return mux
 }
-
-type errorLog struct{}
-
-func (errorLog) Println(v ...any) { slog.Error("metrics: " + fmt.Sprint(v...)) }
 
 // Serve listens on addr and answers with h until ctx ends, which is no error.
 func Serve(ctx context.Context, addr string, h http.Handler) error {

@@ -20,14 +20,14 @@ func seriesOf(t *testing.T, text, instance string) map[string]float64 {
 	series := map[string]float64{}
 	for l := range strings.Lines(text) {
 		name, value, ok := strings.Cut(strings.TrimSpace(l), "} ")
-		if !ok || !strings.HasSuffix(name, label) { // the last label, by its name
+		if !ok || !strings.Contains(name, label) {
 			continue
 		}
 		v, err := strconv.ParseFloat(value, 64)
 		if err != nil {
 			t.Fatalf("%q: %v", l, err)
 		}
-		series[strings.TrimSuffix(name, label)] = v
+		series[strings.Replace(name, label, "", 1)] = v
 	}
 	return series
 }
