@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"slices"
@@ -378,5 +379,37 @@ func TestDocumentation(t *testing.T) {
 	}
 	if diff := cmp.Diff(want.String(), string(got)); diff != "" {
 		t.Errorf("run make metrics; generated (-), committed (+):\n%s", diff)
+	}
+}
+
+// Scrapes that hang do not pile up.
+func TestScrapesAreBounded(t *testing.T) {
+	entered, release := make(chan struct{}, 2*maxScrapes), make(chan struct{})
+	h := Handler(New(func() ([]node.Instance, error) {
+		entered <- struct{}{}
+		<-release
+		return nil, nil
+	}, "v1"))
+	ask := func() int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		return w.Code
+	}
+	answers := make(chan int, maxScrapes+1)
+	for range maxScrapes + 1 { // one reads, the others wait for it; one is too many
+		go func() { answers <- ask() }()
+	}
+	if code := <-answers; code != http.StatusServiceUnavailable {
+		t.Errorf("the first answer is %d, want that of the one too many", code)
+	}
+	<-entered
+	close(release)
+	for range maxScrapes {
+		if code := <-answers; code != http.StatusOK {
+			t.Errorf("one that waited got %d", code)
+		}
+	}
+	if code := ask(); code != http.StatusOK {
+		t.Errorf("afterwards: %d", code)
 	}
 }
