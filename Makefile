@@ -17,7 +17,7 @@ ROOT    := $(if $(filter 0,$(shell id -u)),,sudo)
 PKG       ?= ./...
 TESTFLAGS ?=
 
-.PHONY: help build run test deps generate man lint bench bench-programs install clean
+.PHONY: help build run test deps generate man metrics lint bench bench-programs install packages clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ man: ## rewrite the man pages in docs/man
 	@go run ./cmd/shunt man bin/man
 	@rm -rf docs/man && mv bin/man docs/man
 
+metrics: ## rewrite docs/metrics.md
+	@mkdir -p bin && go run ./cmd/shunt metrics --describe -o markdown >bin/metrics.md
+	@mv bin/metrics.md docs/metrics.md
+
 lint: ## run golangci-lint (its first build takes a minute or two)
 	@go tool -modfile=tools/go.mod golangci-lint run
 
@@ -57,6 +61,9 @@ bench-programs: build ## redis and nginx, plain and accelerated in turn (root, 3
 install: build ## install the binary and the man pages under PREFIX
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/shunt
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
+
+packages: build ## make a deb and an rpm in bin/ (downloads nfpm)
+	@scripts/packages.sh $(VERSION)
 
 clean: ## remove what was built
 	@rm -rf bin

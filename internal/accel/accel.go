@@ -3,6 +3,7 @@
 package accel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -25,10 +26,7 @@ type Options struct {
 	MaxQueue uint32 // bytes; 0 means DefaultMaxQueue
 	AcceptG4 bool   // join blocking sockets too: a signal may show as EAGAIN, MSG_WAITALL may return early
 	AcceptG5 bool   // do not wait until the reader was seen in recv: readers that use splice(2) hang
-	// Kernel miscounts FIONREAD: redirect to a new connection's reader at once if
-	// an earlier one of its workload (its side of that port) was seen in recv.
-	TrustWorkload bool
-	AcceptG6      bool // do not require the reset guard: a close with unread bytes ends in FIN, not RST
+	AcceptG6 bool // do not require the reset guard: a close with unread bytes ends in FIN, not RST
 }
 
 // Plane is one loaded instance: its programs attached to one cgroup, and all
@@ -53,12 +51,14 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 	if err != nil {
 		return nil, err
 	}
+	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
+	trust := !opts.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
 	for name, value := range map[string]any{
 		bpfVarMaxQueue:       opts.MaxQueue,
 		bpfVarAcceptBlocking: flag(opts.AcceptG4),
 		bpfVarRequireReader:  flag(!opts.AcceptG5),
 		bpfVarRequireGuard:   flag(!opts.AcceptG6),
-		bpfVarTrustWorkload:  flag(opts.TrustWorkload),
+		bpfVarTrustWorkload:  flag(trust),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
@@ -92,7 +92,10 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
 	}
 	for name, m := range p.coll.Maps {
-		if m.Type() == ebpf.Array { // .rodata lives as long as its programs
+		switch {
+		case name == ".rodata": // bpffs takes no dot
+			name = pinOptions
+		case m.Type() == ebpf.Array: // lives as long as its programs
 			continue
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
@@ -189,6 +192,28 @@ func Open(dir string) (*Plane, error) {
 		p.coll.Maps[name] = m
 	}
 	return p, nil
+}
+
+// MaxQueue is the bound of G3 that the instance was loaded with, in bytes.
+func (p *Plane) MaxQueue() (uint32, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return 0, err
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, pinOptions), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return 0, fmt.Errorf("open the options of %s: %w", p.dir, err)
+	}
+	defer m.Close() //nolint:errcheck // only read
+	options, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return 0, fmt.Errorf("read the options of %s: %w", p.dir, err)
+	}
+	at := int(spec.Variables[bpfVarMaxQueue].Offset)
+	if len(options) < at+4 {
+		return 0, fmt.Errorf("the options of %s are those of another version of shunt", p.dir)
+	}
+	return binary.NativeEndian.Uint32(options[at:]), nil
 }
 
 // Dir is the pin directory.
@@ -299,6 +324,9 @@ const (
 	linkJoin     = "link-join"
 	linkReleased = "link-released"
 )
+
+// pinOptions is the pin of the options that the programs were loaded with.
+const pinOptions = "options"
 
 func isLink(name string) bool { return strings.HasPrefix(name, "link-") }
 

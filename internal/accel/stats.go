@@ -30,6 +30,7 @@ type Stats struct {
 	Stack       map[string]Count  `json:"stack" yaml:"stack"`           // of joined sockets, through the stack, by reason
 	Resets      uint64            `json:"resets" yaml:"resets"`         // closes with unread bytes, told to the peer as RST
 	Faults      map[string]uint64 `json:"faults" yaml:"faults"`         // kernel helper calls that failed, by place
+	Counters    uint32            `json:"-" yaml:"-"`                   // ID of the kernel's counters: another one, another beginning
 }
 
 // Spilled is what took the stack because the receiver's queue was full.
@@ -158,16 +159,65 @@ var explanations = map[string]string{
 	"zerocopy":         "the sender uses MSG_ZEROCOPY",
 }
 
-// Stats sums the counters of all CPUs and of the live connections.
+// Stats sums the counters of all CPUs and of the live connections. What closes
+// while it reads may be missing from Redirected until the next call, nothing is
+// ever counted twice: the totals are read first, and the kernel half takes a
+// connection off the list before it adds it to them.
 func (p *Plane) Stats() (Stats, error) {
-	conns, err := p.Conns()
+	s, _, err := p.Read()
+	return s, err
+}
+
+// Read returns the totals and the connections that are part of them.
+func (p *Plane) Read() (Stats, []Conn, error) {
+	const tries = 4 // under a storm of closes there is no better moment to wait for
+	info, err := p.coll.Maps[bpfMapShuntStats].Info()
 	if err != nil {
-		return Stats{}, err
+		return Stats{}, nil, fmt.Errorf("ask for the counters: %w", err)
 	}
+	id, _ := info.ID() // 0 on kernels without: all the same
+	counters, err := p.counters()
+	for try := 1; ; try++ {
+		if err != nil {
+			return Stats{}, nil, err
+		}
+		conns, err := p.Conns()
+		if err != nil {
+			return Stats{}, nil, err
+		}
+		after, err := p.counters()
+		if err != nil {
+			return Stats{}, nil, err
+		}
+		// Nothing closed in between: nothing is missing.
+		if try == tries || closed(counters) == closed(after) {
+			s := sum(counters, conns)
+			s.Counters = uint32(id)
+			return s, conns, nil
+		}
+		counters = after
+	}
+}
+
+// counters reads the totals of each CPU.
+func (p *Plane) counters() ([]bpfStats, error) {
 	var perCPU []bpfStats
 	if err := p.coll.Maps[bpfMapShuntStats].Lookup(uint32(0), &perCPU); err != nil {
-		return Stats{}, fmt.Errorf("read counters: %w", err)
+		return nil, fmt.Errorf("read counters: %w", err)
 	}
+	return perCPU, nil
+}
+
+// closed is what connections that are closed had redirected.
+func closed(perCPU []bpfStats) (sum Count) {
+	for _, c := range perCPU {
+		sum.Messages += c.Messages[bpfRouteROUTE_REDIRECT]
+		sum.Bytes += c.Bytes[bpfRouteROUTE_REDIRECT]
+	}
+	return sum
+}
+
+func sum(perCPU []bpfStats, conns []Conn) Stats {
 	s := Stats{NotJoined: map[string]uint64{}, Left: map[string]uint64{}, Stack: map[string]Count{}, Faults: map[string]uint64{}}
 	for _, c := range conns {
 		s.Redirected.Messages += c.Redirected.Messages
@@ -201,7 +251,7 @@ func (p *Plane) Stats() (Stats, error) {
 			add(s.Faults, name, c.Faults[place])
 		}
 	}
-	return s, nil
+	return s
 }
 
 func add(m map[string]uint64, name string, n uint64) {
@@ -217,6 +267,9 @@ func (p *Plane) Conns() ([]Conn, error) {
 		c      bpfConn
 		list   []Conn
 	)
+	// Where the kernel no longer finds the last key it starts again: that
+	// connection closed meanwhile. The later sight of the others counts.
+	index := map[uint64]int{}
 	now := time.Duration(monotonic())
 	it := p.coll.Maps[bpfMapShuntConns].Iterate()
 	for it.Next(&cookie, &c) {
@@ -234,6 +287,11 @@ func (p *Plane) Conns() ([]Conn, error) {
 			Spilled:    Count{c.SpilledMsgs, c.SpilledBytes},
 			Stack:      Count{c.StackMsgs, c.StackBytes},
 		}
+		if i, again := index[cookie]; again {
+			list[i] = conn
+			continue
+		}
+		index[cookie] = len(list)
 		list = append(list, conn)
 	}
 	// Aborted: entries went while it read, as live connections do. The list is

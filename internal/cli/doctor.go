@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -14,12 +13,12 @@ import (
 	"github.com/shuntnet/shunt/internal/kernel"
 )
 
-// report is what doctor prints with -o json.
+// report is what doctor prints with -o json and yaml.
 type report struct {
-	Pass   int            `json:"pass"`
-	Warn   int            `json:"warn"`
-	Fail   int            `json:"fail"`
-	Checks []kernel.Check `json:"checks"`
+	Pass   int            `json:"pass" yaml:"pass"`
+	Warn   int            `json:"warn" yaml:"warn"`
+	Fail   int            `json:"fail" yaml:"fail"`
+	Checks []kernel.Check `json:"checks" yaml:"checks"`
 }
 
 func newReport(checks []kernel.Check) report {
@@ -46,16 +45,18 @@ func newDoctor() *cobra.Command {
 			"with what to do about it. Changes nothing. Exits with 1 if accel cannot run here.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if format != "table" && format != "json" {
-				return fmt.Errorf("unknown output format %q: use -o table or -o json", format)
+			if err := checkFormat(format); err != nil { // before the time that probing takes
+				return err
 			}
 			r := newReport(kernel.Probe())
 			out := cmd.OutOrStdout()
-			print := r.table
-			if format == "json" {
-				print = r.json
+			var err error
+			if format == "table" {
+				err = r.table(out)
+			} else {
+				err = print(out, format, r, r.Checks, nil)
 			}
-			if err := print(out); err != nil {
+			if err != nil {
 				return fmt.Errorf("print the report: %w", err)
 			}
 			if r.Fail > 0 {
@@ -64,15 +65,8 @@ func newDoctor() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&format, "output", "o", "table", "output format: table or json")
+	addFormat(cmd, &format)
 	return cmd
-}
-
-func (r report) json(out io.Writer) error {
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false) // the advice is for people
-	enc.SetIndent("", "  ")
-	return enc.Encode(r)
 }
 
 func (r report) table(out io.Writer) error {

@@ -7,7 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/shuntnet/shunt/internal/kernel"
 )
@@ -52,6 +56,53 @@ func TestDoctorCommand(t *testing.T) {
 	var exit *ExitError
 	if failed := errors.As(err, &exit); failed != (r.Fail > 0) || (failed && (exit.Code != 1 || exit.Err != nil)) {
 		t.Errorf("%d failed, error %v", r.Fail, err)
+	}
+}
+
+// All formats say the same.
+func TestDoctorFormats(t *testing.T) {
+	r := newReport(someChecks)
+	out := map[string]*bytes.Buffer{}
+	for _, format := range []string{"json", "jsonl", "yaml"} {
+		out[format] = &bytes.Buffer{}
+		if err := print(out[format], format, r, r.Checks, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var fromJSON, fromYAML, fromLines report
+	if err := errors.Join(json.Unmarshal(out["json"].Bytes(), &fromJSON), yaml.Unmarshal(out["yaml"].Bytes(), &fromYAML)); err != nil {
+		t.Fatal(err)
+	}
+	for dec := json.NewDecoder(out["jsonl"]); dec.More(); {
+		var c kernel.Check
+		if err := dec.Decode(&c); err != nil {
+			t.Fatal(err)
+		}
+		fromLines.Checks = append(fromLines.Checks, c)
+	}
+	fromLines = newReport(fromLines.Checks)
+	for format, got := range map[string]report{"json": fromJSON, "yaml": fromYAML, "jsonl": fromLines} {
+		if diff := cmp.Diff(r, got); diff != "" {
+			t.Errorf("-o %s: want (-), got (+):\n%s", format, diff)
+		}
+	}
+}
+
+func TestGroupsRefuseUnknownCommands(t *testing.T) {
+	for _, args := range [][]string{{"bench", "foo"}, {"completion", "foo"}, {"foo"}} {
+		root := newRoot()
+		root.SetArgs(args)
+		root.SetOut(&bytes.Buffer{})
+		if err := root.Execute(); err == nil || !strings.Contains(err.Error(), `"foo"`) {
+			t.Errorf("%v: error %v, want one about \"foo\"", args, err)
+		}
+	}
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs([]string{"bench"})
+	root.SetOut(&out)
+	if err := root.Execute(); err != nil || !strings.Contains(out.String(), "accel") {
+		t.Errorf("bench: %v, %s", err, &out)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -13,10 +14,13 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
+// formats that every noun can be printed in.
+var formats = []string{"table", "json", "yaml", "jsonl"}
+
 func addFormat(cmd *cobra.Command, format *string) {
 	cmd.Flags().StringVarP(format, "output", "o", "table", "output format: table, json, yaml or jsonl")
 	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions( //nolint:errcheck // the flag exists
-		[]string{"table", "json", "yaml", "jsonl"}, cobra.ShellCompDirectiveNoFileComp))
+		formats, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // table is tab-aligned text.
@@ -59,6 +63,13 @@ func print[T any](out io.Writer, format string, value any, lines []T, asTable fu
 		}
 		_, err = out.Write(b)
 		return err
+	}
+	return checkFormat(format)
+}
+
+func checkFormat(format string) error {
+	if slices.Contains(formats, format) {
+		return nil
 	}
 	return fmt.Errorf("unknown output format %q: use -o table, json, yaml or jsonl", format)
 }

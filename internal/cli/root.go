@@ -81,8 +81,22 @@ func newRoot() *cobra.Command {
 		newMan(),
 		newCheck(),
 		newSchema(),
+		newMetrics(),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		mustKnow(cmd)
+	}
 	return root
+}
+
+// mustKnow makes a command that only groups others refuse what none of them is
+// called; without it cobra prints help and reports success.
+func mustKnow(cmd *cobra.Command) {
+	if cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args = cobra.NoArgs
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
 }
 
 func newVersion() *cobra.Command {

@@ -37,7 +37,7 @@ func newRun() *cobra.Command {
 		opts     node.SessionOptions
 		jsonFile string
 		quiet    bool
-		maxQueue int
+		maxQueue = queueSize(accel.DefaultMaxQueue)
 	)
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG…]",
@@ -56,18 +56,22 @@ then everything is removed.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if maxQueue < 1 || maxQueue > 1<<20 {
-				return fmt.Errorf("--max-queue %d: use 1 to 1048576 KiB", maxQueue)
+			for i, name := range opts.Accept {
+				g, err := node.Guarantee(name)
+				if err != nil {
+					return err
+				}
+				opts.Accept[i] = g
 			}
-			opts.MaxQueue = uint32(maxQueue) << 10
+			opts.MaxQueue = uint32(maxQueue)
 			return run(cmd, args, opts, jsonFile, quiet)
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // what follows the command's name is the command's
 	cmd.Flags().StringVar(&jsonFile, "json", "", "write the summary to this file as JSON")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no summary on stderr")
-	cmd.Flags().StringSliceVar(&opts.Accept, "accept", nil, "guarantees to give up: G4 (join blocking sockets), G5 (do not wait for proof of the reader), G6 (no reset guard)")
-	cmd.Flags().IntVar(&maxQueue, "max-queue", accel.DefaultMaxQueue>>10, "KiB that may wait at one receiver before a connection spills to the stack")
+	cmd.Flags().StringSliceVar(&opts.Accept, "accept", nil, "guarantees to give up, by number or word: G4 or blocking (join blocking sockets), G5 or reader (do not wait for proof of the reader), G6 or reset (no reset guard)")
+	cmd.Flags().Var(&maxQueue, "max-queue", "what may wait at one receiver before a connection spills to the stack; KiB, MiB or GiB, without a unit KiB")
 	return cmd
 }
 

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -18,14 +19,11 @@ func newStatus() *cobra.Command {
 		Short: "Show what is loaded, where, and what it did",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := node.Instances()
-			if err != nil {
-				return fmt.Errorf("read what is loaded: %w", err)
-			}
+			list, unread := node.Instances()
 			if list == nil {
 				list = []node.Instance{}
 			}
-			return print(cmd.OutOrStdout(), format, list, list, func(t *table) {
+			err := print(cmd.OutOrStdout(), format, list, list, func(t *table) {
 				if len(list) == 0 {
 					t.row("nothing is loaded")
 					return
@@ -40,10 +38,19 @@ func newStatus() *cobra.Command {
 						bytesText(i.Stats.Redirected.Bytes), bytesText(i.Stats.StackTotal().Bytes), bytesText(i.Stats.Spilled().Bytes), i.Cgroup)
 				}
 			})
+			return errors.Join(err, readError(unread))
 		},
 	}
 	addFormat(cmd, &format)
 	return cmd
+}
+
+// readError is about what could not be read; the rest was printed.
+func readError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("read what is loaded: %w", err)
 }
 
 // accelRow is one line of `shunt accel`.
@@ -61,17 +68,14 @@ func newAccel() *cobra.Command {
 			"(short, or why not), and what it sent by each path.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := node.Instances()
-			if err != nil {
-				return fmt.Errorf("read what is loaded: %w", err)
-			}
+			list, unread := node.Instances()
 			rows := []accelRow{}
 			for _, i := range list {
 				for _, c := range i.Conns() {
 					rows = append(rows, accelRow{i.Name, c})
 				}
 			}
-			return print(cmd.OutOrStdout(), format, rows, rows, func(t *table) {
+			err := print(cmd.OutOrStdout(), format, rows, rows, func(t *table) {
 				if len(rows) == 0 {
 					t.row("no accelerated connections")
 					return
@@ -86,6 +90,7 @@ func newAccel() *cobra.Command {
 						bytesText(r.Spilled.Bytes), fmt.Sprintf("%.0fs", r.AgeSeconds), r.Instance)
 				}
 			})
+			return errors.Join(err, readError(unread))
 		},
 	}
 	addFormat(cmd, &format)

@@ -79,6 +79,17 @@ func tracing() error {
 // CanTrace reports whether programs of type tracing load and attach here.
 func CanTrace() bool { return tracing() == nil }
 
+// spliceGuard says how readers that turn to splice(2) are seen.
+func spliceGuard() (string, error) {
+	if CanTrace() {
+		return "splice readers are seen by fentry on tcp_splice_read", nil
+	}
+	err := attach(ebpf.ProgramSpec{Type: ebpf.RawTracepoint}, 0, func(p *ebpf.Program) (link.Link, error) {
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: "tcp_rcv_space_adjust", Program: p})
+	})
+	return "splice readers are seen by the raw tracepoint tcp_rcv_space_adjust", err
+}
+
 // readerProof attaches where a reader of a TCP socket is seen using recvmsg.
 func readerProof() error {
 	return attach(ebpf.ProgramSpec{Type: ebpf.RawTracepoint}, 0, func(p *ebpf.Program) (link.Link, error) {

@@ -32,10 +32,10 @@ const (
 
 // Check is one thing that was asked of the machine.
 type Check struct {
-	Name   string `json:"name"`          // stable, for scripts
-	Status Status `json:"status"`        // PASS, WARN or FAIL
-	Detail string `json:"detail"`        // what was found
-	Fix    string `json:"fix,omitempty"` // what a person can do about it; never empty on WARN and FAIL
+	Name   string `json:"name" yaml:"name"`                   // stable, for scripts
+	Status Status `json:"status" yaml:"status"`               // PASS, WARN or FAIL
+	Detail string `json:"detail" yaml:"detail"`               // what was found
+	Fix    string `json:"fix,omitempty" yaml:"fix,omitempty"` // what a person can do about it; never empty on WARN and FAIL
 }
 
 const (
@@ -114,7 +114,7 @@ func probes() []probe {
 		progType("xdp", ebpf.XDP, Warn, "filter and balance before the stack", "boot a kernel built with CONFIG_BPF_SYSCALL; accel works without"),
 		progType("netfilter", ebpf.Netfilter, Warn, "filter inside netfilter", "kernel 6.4 or newer with CONFIG_NETFILTER_BPF_LINK; accel works without"),
 		{name: "fentry", bad: Warn, bpf: true, detail: "tracing programs attach", run: quiet(tracing),
-			fix: "nothing to do: the raw tracepoint of guard G5 serves, at about 2 % on the machine's other TCP reads; to have fentry, use a kernel with CONFIG_DEBUG_INFO_BTF that allows tracing programs"},
+			fix: "nothing to do: raw tracepoints serve, see guard G5 splice; to have fentry, use a kernel with CONFIG_DEBUG_INFO_BTF that allows tracing programs"},
 
 		{name: "map sockhash", bad: Fail, bpf: true, detail: "accel: finds the peer", fix: rebuild, run: quiet(func() error { return features.HaveMapType(ebpf.SockHash) })},
 		{name: "map ringbuf", bad: Fail, bpf: true, detail: "events reach user space", fix: "kernel 5.8 or newer", run: quiet(func() error { return features.HaveMapType(ebpf.RingBuf) })},
@@ -127,10 +127,11 @@ func probes() []probe {
 			fix: "nothing to do: accel attaches to the map itself (PROG_ATTACH)"},
 
 		{name: "guard G5", bad: Fail, bpf: true, detail: "reader proof: raw tracepoint sock_recv_length attaches", fix: "kernel 6.3 or newer, or `--accept G5`", run: quiet(readerProof)},
+		{name: "guard G5 splice", bad: Fail, bpf: true, fix: "boot a kernel built with CONFIG_BPF_EVENTS and CONFIG_INET_DIAG_DESTROY", run: spliceGuard},
 		{name: "guard G6", bad: Fail, bpf: true, detail: "closing with unread data: TCX attaches", fix: "kernel 6.6 or newer, or `--accept G6`", run: quiet(tcx)},
 
 		{name: "fionread", bad: Warn, bpf: true, detail: "right on joined sockets", run: quiet(CheckFIONREAD),
-			fix: "programs that go by FIONREAD (nginx, Java's available()) may stall: use a kernel with 04af4efde58a, or for them `--accept G5 --max-queue 65536`"},
+			fix: "programs that go by FIONREAD (nginx, Java's available()) may stall at bytes that spill, or on a port's first connection: use a kernel with 04af4efde58a, or for them `--accept G5 --max-queue 65536`"},
 
 		{name: "btf", bad: Fail, detail: "/sys/kernel/btf/vmlinux", fix: btfOn, run: quiet(func() error { _, err := kernelBTF(); return err })},
 		field("sk_psock", "ingress_msg", Fail, "accel: the queue of redirected messages", btfOn),

@@ -33,7 +33,7 @@ const (
 
 // SessionOptions of a temporary acceleration.
 type SessionOptions struct {
-	Accept   []string // guarantees to go without: "G4", "G5", "G6"
+	Accept   []string // guarantees to go without, as Guarantee takes them
 	MaxQueue uint32   // bytes queued at one receiver before it spills; 0 is the default
 }
 
@@ -111,20 +111,20 @@ func NewSession(opts SessionOptions) (_ *Session, err error) {
 
 func acceptance(opts SessionOptions) (accel.Options, error) {
 	o := accel.Options{MaxQueue: opts.MaxQueue}
-	for _, g := range opts.Accept {
-		switch strings.ToUpper(g) {
+	for _, name := range opts.Accept {
+		g, err := Guarantee(name)
+		if err != nil {
+			return o, err
+		}
+		switch g {
 		case "G4":
 			o.AcceptG4 = true
 		case "G5":
 			o.AcceptG5 = true
 		case "G6":
 			o.AcceptG6 = true
-		default:
-			return o, fmt.Errorf("cannot accept %q: only G4, G5 and G6 can be given up", g)
 		}
 	}
-	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
-	o.TrustWorkload = !o.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
 	return o, nil
 }
 
@@ -351,12 +351,13 @@ func sessionCgroups(mount string) []string {
 
 // Instance is one loaded accel instance as `shunt status` shows it.
 type Instance struct {
-	Name   string      `json:"name" yaml:"name"`
-	Cgroup string      `json:"cgroup" yaml:"cgroup"`
-	Pins   string      `json:"pins" yaml:"pins"`
-	Owned  bool        `json:"owned" yaml:"owned"` // its shunt process lives
-	Mapped int         `json:"mapped" yaml:"mapped"`
-	Stats  accel.Stats `json:"stats" yaml:"stats"`
+	Name     string      `json:"name" yaml:"name"`
+	Cgroup   string      `json:"cgroup" yaml:"cgroup"`
+	Pins     string      `json:"pins" yaml:"pins"`
+	Owned    bool        `json:"owned" yaml:"owned"` // its shunt process lives
+	Mapped   int         `json:"mapped" yaml:"mapped"`
+	MaxQueue uint32      `json:"max_queue" yaml:"max_queue"` // bytes that may wait at one receiver; 0: not known
+	Stats    accel.Stats `json:"stats" yaml:"stats"`
 
 	conns      []accel.Conn
 	exclusions []accel.Exclusion
@@ -379,36 +380,25 @@ func (i Instance) ClearExclusions() (int, error) {
 	return plane.ClearExclusions()
 }
 
-// Instances reads every loaded instance.
+// Instances reads every loaded instance. With an error it still returns those
+// that could be read: one of another version must not hide the others.
 func Instances() ([]Instance, error) {
 	mount, err := kernel.Cgroup2()
 	if err != nil {
 		return nil, err
 	}
-	var list []Instance
+	var (
+		list []Instance
+		errs []error
+	)
 	for _, dir := range sessionCgroups(mount) {
-		i := Instance{Name: filepath.Base(dir), Cgroup: dir}
-		i.Pins = filepath.Join(sessionPin, i.Name)
-		plane, err := accel.Open(i.Pins)
+		i, err := readInstance(dir)
 		if errors.Is(err, os.ErrNotExist) { // just made, or just gone
 			continue
 		}
 		if err != nil {
-			return nil, err
-		}
-		i.Mapped, err = plane.Mapped()
-		if err == nil {
-			i.Stats, err = plane.Stats()
-		}
-		if err == nil {
-			i.conns, err = plane.Conns()
-		}
-		if err == nil {
-			i.exclusions, err = plane.Exclusions()
-		}
-		plane.Close()
-		if err != nil {
-			return nil, err
+			errs = append(errs, fmt.Errorf("%s: %w", filepath.Base(dir), err))
+			continue
 		}
 		if f, err := lock(dir, unix.LOCK_SH); err == nil {
 			f.Close() //nolint:errcheck // a directory
@@ -417,7 +407,38 @@ func Instances() ([]Instance, error) {
 		}
 		list = append(list, i)
 	}
-	return list, nil
+	return list, errors.Join(errs...)
+}
+
+// Instance reads the session as Instances does.
+func (s *Session) Instance() (Instance, error) {
+	i, err := readInstance(s.Dir())
+	i.Owned = true
+	return i, err
+}
+
+func readInstance(cgroup string) (Instance, error) {
+	i := Instance{Name: filepath.Base(cgroup), Cgroup: cgroup}
+	i.Pins = filepath.Join(sessionPin, i.Name)
+	plane, err := accel.Open(i.Pins)
+	if err != nil {
+		return i, err
+	}
+	defer plane.Close()
+	if i.Mapped, err = plane.Mapped(); err != nil {
+		return i, err
+	}
+	if i.Stats, i.conns, err = plane.Read(); err != nil {
+		return i, err
+	}
+	if i.exclusions, err = plane.Exclusions(); err != nil {
+		return i, err
+	}
+	// An older shunt did not pin it.
+	if i.MaxQueue, err = plane.MaxQueue(); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return i, err
 }
 
 // findNetns finds a network namespace by its cookie among those of this process

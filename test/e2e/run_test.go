@@ -330,10 +330,10 @@ func TestBadInput(t *testing.T) {
 		{"unknown short flag", []string{"-x"}, []string{"unknown shorthand flag", "shunt run --help"}},
 		{"unknown guarantee", []string{"--accept", "G1"}, []string{`"G1"`, "G4, G5 and G6"}},
 		{"no guarantee", []string{"--accept", "fast"}, []string{`"fast"`, "G4, G5 and G6"}},
-		{"queue 0", []string{"--max-queue", "0"}, []string{"--max-queue 0", "1 to 1048576"}},
-		{"queue below", []string{"--max-queue=-1"}, []string{"--max-queue -1", "1 to 1048576"}},
-		{"queue above", []string{"--max-queue", "1048577"}, []string{"--max-queue 1048577", "1 to 1048576"}},
-		{"queue text", []string{"--max-queue", "4M"}, []string{"--max-queue", `"4M"`}},
+		{"queue 0", []string{"--max-queue", "0"}, []string{"--max-queue", `"0"`, "1KiB to 1GiB"}},
+		{"queue below", []string{"--max-queue=-1"}, []string{"--max-queue", `"-1"`, "1KiB to 1GiB"}},
+		{"queue above", []string{"--max-queue", "1048577"}, []string{"--max-queue", `"1048577"`, "1KiB to 1GiB"}},
+		{"queue text", []string{"--max-queue", "4M"}, []string{"--max-queue", `"4M"`, "KiB, MiB or GiB"}},
 		{"unwritable summary", []string{"--json", "/no/such/dir/summary.json"}, []string{"--json", "/no/such/dir/summary.json"}},
 		{"summary is a directory", []string{"--json", "/"}, []string{"--json"}},
 	} {
@@ -349,6 +349,8 @@ func TestBadInput(t *testing.T) {
 		"no command":       {"run"},
 		"nothing after --": {"run", "--"},
 		"bad format":       {"status", "-o", "xml"},
+		"doctor's format":  {"doctor", "-o", "xml"},
+		"unknown bench":    {"bench", "foo"},
 		"superfluous":      {"status", "it"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@
 #ifndef SHUNT_ACCEL_JOIN_H
 #define SHUNT_ACCEL_JOIN_H
 
+#include "account.h"
 #include "pair.h"
 
 /* The kernel doubles it for its own overhead. */
@@ -311,7 +312,6 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 {
 	u64 cookie = bpf_get_socket_cookie(ctx), peer_cookie;
 	struct conn *own, *peer;
-	struct stats *s;
 
 	own = bpf_map_lookup_elem(&shunt_conns, &cookie);
 	if (!own)
@@ -327,12 +327,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 		 * once; unread bytes come first, though. */
 		if (!queued(tcp_of(own->sk)) && (!peer || quiet(peer, own, tcp_of(own->sk))))
 			bpf_map_delete_elem(&shunt_socks, &cookie);
-		s = stats();
-		if (s) {
-			count(&s->messages[ROUTE_REDIRECT], own->redirected_msgs);
-			count(&s->bytes[ROUTE_REDIRECT], own->redirected_bytes);
-		}
-		bpf_map_delete_elem(&shunt_conns, &cookie);
+		close_account(cookie, own);
 		break;
 	case BPF_TCP_FIN_WAIT1:
 		/*
@@ -356,6 +351,7 @@ static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	struct conn *old;
 	u64 cookie;
 
 	if (!tp)
@@ -364,7 +360,9 @@ static __always_inline void forget(struct bpf_sock_ops *ctx)
 	if (!cookie) /* nearly all: it never was in the map */
 		return;
 	bpf_map_delete_elem(&shunt_socks, &cookie);
-	bpf_map_delete_elem(&shunt_conns, &cookie);
+	old = bpf_map_lookup_elem(&shunt_conns, &cookie);
+	if (old)
+		close_account(cookie, old);
 }
 
 SEC("sockops")
