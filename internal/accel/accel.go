@@ -26,7 +26,7 @@ type Options struct {
 	MaxQueue uint32 // bytes; 0 means DefaultMaxQueue
 	AcceptG4 bool   // join blocking sockets too: a signal may show as EAGAIN, MSG_WAITALL may return early
 	AcceptG5 bool   // do not wait until the reader was seen in recv: readers that use splice(2) hang
-	AcceptG6 bool // do not require the reset guard: a close with unread bytes ends in FIN, not RST
+	AcceptG6 bool   // do not require the reset guard: a close with unread bytes ends in FIN, not RST
 }
 
 // Plane is one loaded instance: its programs attached to one cgroup, and all
