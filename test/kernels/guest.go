@@ -18,7 +18,7 @@ import (
 
 const (
 	qemu        = "qemu-system-x86_64"
-	memory      = "2048" // MiB of a guest
+	memory      = "4096" // MiB of a guest, of which TCP may have a tenth: the control of guarantee G3 queues 256 MiB
 	bootTime    = time.Minute
 	lastLines   = 12       // of a console, in a report
 	maxArtifact = 64 << 20 // bytes of one file from a guest
