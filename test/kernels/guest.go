@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -20,7 +21,7 @@ const (
 	qemu        = "qemu-system-x86_64"
 	memory      = "4096" // MiB of a guest, of which TCP may have a tenth: the control of guarantee G3 queues 256 MiB
 	bootTime    = time.Minute
-	lastLines   = 12       // of a console, in a report
+	lastLines   = 20       // of a console, in a report
 	maxArtifact = 64 << 20 // bytes of one file from a guest
 )
 
@@ -97,6 +98,18 @@ func artifacts(archive []byte) map[string][]byte {
 func (o outcome) status() (string, bool) {
 	s, ok := o.files["status"]
 	return strings.TrimSpace(string(s)), ok && len(s) > 0
+}
+
+// trouble matches what a kernel says first when it dies.
+var trouble = regexp.MustCompile(`(?m)^.*(BUG:|Oops|Kernel panic|general protection|Out of memory|soft lockup|rcu.*stall).*$`)
+
+// died tells what is known about a guest that left no status.
+func (o outcome) died() string {
+	first := trouble.FindString(o.console)
+	if first != "" {
+		first += "\n…\n"
+	}
+	return tail(o.log) + "\nconsole:\n" + first + tail(o.console)
 }
 
 // tail is the end of a console or log.

@@ -130,10 +130,10 @@ func (r *result) judge(o outcome, tests []test) {
 	switch {
 	case o.late:
 		r.verdict, r.reason = fail, "the guest did not end in its time"+during(tests)
-		r.detail += tail(o.log) + "\nconsole:\n" + tail(o.console)
+		r.detail += o.died()
 	case !lived:
 		r.verdict, r.reason = fail, "the guest died"+during(tests)
-		r.detail += tail(o.log) + "\nconsole:\n" + tail(o.console)
+		r.detail += o.died()
 	case status != "0":
 		r.verdict, r.reason = fail, fmt.Sprintf("exit status %s: %s", status, strings.Join(failed, ", "))
 		if len(failed) == 0 {
