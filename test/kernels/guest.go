@@ -6,7 +6,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,7 +34,7 @@ type outcome struct {
 
 // boot runs a guest until it powers off, or until its time is over. Its output
 // stays in dir for people to read.
-func boot(ctx context.Context, k kernel, initrd, dir, name string, limit time.Duration) (outcome, error) {
+func boot(parent context.Context, k kernel, initrd, dir, name string, limit time.Duration) (outcome, error) {
 	var o outcome
 	base := filepath.Join(dir, name)
 	log, err := os.Create(base + ".log")
@@ -43,7 +42,7 @@ func boot(ctx context.Context, k kernel, initrd, dir, name string, limit time.Du
 		return o, fmt.Errorf("keep the log of a guest: %w", err)
 	}
 	defer log.Close() //nolint:errcheck // read again below
-	ctx, cancel := context.WithTimeout(ctx, limit+bootTime)
+	ctx, cancel := context.WithTimeout(parent, limit+bootTime)
 	defer cancel()
 	// With thread=multi and two CPUs a guest oopses now and then.
 	cmd := exec.CommandContext(ctx, qemu, "-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", memory,
@@ -54,7 +53,10 @@ func boot(ctx context.Context, k kernel, initrd, dir, name string, limit time.Du
 	cmd.Stdout, cmd.Stderr = log, &stderr
 	cmd.WaitDelay = 5 * time.Second
 	runErr := cmd.Run()
-	o.late = errors.Is(ctx.Err(), context.DeadlineExceeded)
+	if err := parent.Err(); err != nil {
+		return o, fmt.Errorf("not run to its end: %w", err)
+	}
+	o.late = ctx.Err() != nil
 	if runErr != nil && !o.late {
 		return o, fmt.Errorf("%s: %w: %s", qemu, runErr, strings.TrimSpace(stderr.String()))
 	}

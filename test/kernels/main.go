@@ -147,7 +147,7 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	for _, r := range reports {
 		fmt.Printf("%s (%s, %s)\n", r.kernel.series, r.kernel.release, r.kernel.pkg.version)
 		for _, s := range r.results {
-			fmt.Printf("  %-4s  %-12s %5.0f s  %s\n", s.verdict, s.suite, s.seconds, s.reason)
+			fmt.Printf("  %-4s  %-14s %5.0f s  %s\n", s.verdict, s.suite, s.seconds, s.reason)
 		}
 		ok = ok && !r.failed()
 	}
@@ -169,36 +169,37 @@ func again(o options) string {
 	return strings.Join(append(append(words, "-out "+o.out), o.series...), " ")
 }
 
-// matrix runs the suites on one kernel, one after the other: the first knows
-// whether accel can run there.
+// matrix runs the suites on one kernel: first the first, which knows whether accel
+// can run there, then the others.
 func matrix(ctx context.Context, k kernel, chosen []suite, built, logs string, free chan struct{}) report {
-	r := report{kernel: k}
-	for _, s := range chosen {
-		res, asked := r.refused(s)
-		if !asked {
+	r := report{kernel: k, results: make([]result, len(chosen))}
+	one := func(i int) {
+		res, decided := r.refused(chosen[i])
+		if !decided {
 			free <- struct{}{}
-			if ctx.Err() == nil {
-				res = s.run(ctx, k, built, logs)
-			} else {
-				res = result{suite: s.name}.fail("not run: " + ctx.Err().Error())
-			}
+			res = chosen[i].run(ctx, k, built, logs)
 			<-free
 		}
-		if r.doctor == nil && res.doctor != nil {
+		if i == 0 {
 			d, err := parseDoctor(res.doctor)
 			if err != nil && res.verdict != fail {
 				res = res.fail(err.Error())
-			}
-			if err == nil {
+			} else if err == nil {
 				r.doctor = d
 			}
 		}
-		r.results = append(r.results, res)
 		fmt.Fprintf(os.Stderr, "kernels: %s %s %s (%.0f s): %s\n", k.series, res.suite, res.verdict, res.seconds, res.reason)
 		if res.detail != "" {
 			fmt.Fprintln(os.Stderr, "    "+strings.ReplaceAll(strings.TrimSpace(res.detail), "\n", "\n    "))
 		}
+		r.results[i] = res
 	}
+	one(0)
+	var others sync.WaitGroup
+	for i := range chosen[1:] {
+		others.Go(func() { one(i + 1) })
+	}
+	others.Wait()
 	return r
 }
 
