@@ -38,6 +38,7 @@ type options struct {
 	out    string
 	cache  string
 	logs   string
+	slow   int
 	series []string
 }
 
@@ -47,7 +48,12 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "write the report to this file")
 	flag.StringVar(&o.cache, "cache", "", "where downloads are kept (default: shunt-kernels in the user's cache directory)")
 	flag.StringVar(&o.logs, "logs", "bin/kernels", "where the guests' logs are kept")
+	flag.IntVar(&o.slow, "slow", 1, "multiply the time that a suite may take, for busy machines")
 	flag.Parse()
+	if o.slow < 1 || o.slow > 10 {
+		fmt.Fprintln(os.Stderr, "kernels: -slow: use 1 to 10")
+		os.Exit(2)
+	}
 	if o.series = flag.Args(); len(o.series) == 0 {
 		o.series = defaultSeries
 	}
@@ -86,6 +92,10 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	chosen, err := choose(o.suites)
 	if err != nil {
 		return false, err
+	}
+	chosen = slices.Clone(chosen)
+	for i := range chosen {
+		chosen[i].limit *= time.Duration(o.slow)
 	}
 	for _, tool := range []string{qemu, busybox, "depmod", "xz", "dpkg-deb", "apt-get"} {
 		if _, err := exec.LookPath(tool); err != nil {
