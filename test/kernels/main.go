@@ -29,6 +29,8 @@ import (
 const (
 	sideBySide = 2 // guests
 	allTime    = time.Hour
+
+	detailLines = 60 // of a failure, on the terminal
 )
 
 var defaultSeries = []string{"5.10", "6.1", "6.12", newest}
@@ -200,7 +202,11 @@ func matrix(ctx context.Context, k kernel, chosen []suite, built, logs string, f
 		}
 		fmt.Fprintf(os.Stderr, "kernels: %s %s %s (%.0f s): %s\n", k.series, res.suite, res.verdict, res.seconds, res.reason)
 		if res.detail != "" {
-			fmt.Fprintln(os.Stderr, "    "+strings.ReplaceAll(strings.TrimSpace(res.detail), "\n", "\n    "))
+			lines := strings.Split(strings.TrimSpace(res.detail), "\n")
+			if len(lines) > detailLines {
+				lines = append(lines[:detailLines], "… the rest is in "+logs)
+			}
+			fmt.Fprintln(os.Stderr, "    "+strings.Join(lines, "\n    "))
 		}
 		r.results[i] = res
 	}

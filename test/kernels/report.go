@@ -89,7 +89,8 @@ func markdown(reports []report, run []suite, again string) string {
 	}
 	b.WriteString("\n")
 	for _, s := range run {
-		fmt.Fprintf(&b, "- `%s`: `%s`%s\n", s.name, s.pkg, map[bool]string{true: ", where doctor lets accel run"}[s.accelFrom != ""])
+		command := strings.TrimSpace(s.env + " go test " + strings.Join(append([]string{s.pkg}, s.args...), " "))
+		fmt.Fprintf(&b, "- `%s`: `%s`%s\n", s.name, command, map[bool]string{true: ", where doctor lets accel run"}[s.accelFrom != ""])
 	}
 	for _, r := range reports {
 		fmt.Fprintf(&b, "\n## %s: %s\n", r.kernel.series, r.kernel.release)
