@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,12 +66,44 @@ func runTests(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// call runs shunt and returns its exit status.
-func call(t *testing.T, args ...string) (status int, stdout, stderr string) {
+// place is a cgroup for shunt to run in, so that other sessions of the machine
+// are not taken for its own.
+type place struct {
+	t   *testing.T
+	dir *os.File
+}
+
+func newPlace(t *testing.T) place {
+	t.Helper()
+	needRoot(t)
+	own, err := kernel.OwnCgroup2()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := os.MkdirTemp(own, "refusal-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(dir.Close(), os.Remove(name)); err != nil {
+			t.Error(err)
+		}
+	})
+	return place{t, dir}
+}
+
+// call runs shunt there and returns its exit status.
+func (p place) call(args ...string) (status int, stdout, stderr string) {
+	t := p.t
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, shunt, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(p.dir.Fd())}
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	err := cmd.Run()
@@ -93,9 +126,10 @@ func needRoot(t *testing.T) {
 }
 
 // missing is what doctor says cannot be had here.
-func missing(t *testing.T) []kernel.Check {
+func (p place) missing() []kernel.Check {
+	t := p.t
 	t.Helper()
-	status, out, complaints := call(t, "doctor", "-o", "json")
+	status, out, complaints := p.call("doctor", "-o", "json")
 	var r struct {
 		Fail   int
 		Checks []kernel.Check
@@ -116,16 +150,17 @@ func missing(t *testing.T) []kernel.Check {
 	return bad
 }
 
-// left is what a run must not leave behind: cgroups, pins, and where nobody else
-// is there, programs.
-func left(t *testing.T) map[string]bool {
+// left is what a run must not leave behind: cgroups, and where nobody else is
+// there, pins and programs.
+func (p place) left() map[string]bool {
+	t := p.t
 	t.Helper()
-	own, err := kernel.OwnCgroup2()
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := map[string]bool{}
-	for _, pattern := range []string{filepath.Join(own, "shunt-*"), filepath.Join(pins, "*")} {
+	patterns := []string{filepath.Join(p.dir.Name(), "shunt-*")}
+	if os.Getenv(aloneEnv) != "" {
+		patterns = append(patterns, filepath.Join(pins, "*"))
+	}
+	for _, pattern := range patterns {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -151,13 +186,14 @@ func left(t *testing.T) map[string]bool {
 }
 
 // nothingNew waits until nothing is there that was not before: the kernel frees
-// programs a little later, and other sessions of the machine come and go.
-func nothingNew(t *testing.T, before map[string]bool) {
+// programs a little later.
+func (p place) nothingNew(before map[string]bool) {
+	t := p.t
 	t.Helper()
 	var more []string
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		more = more[:0]
-		for name := range left(t) {
+		for name := range p.left() {
 			if !before[name] {
 				more = append(more, name)
 			}
@@ -177,11 +213,11 @@ func named(complaint string, c kernel.Check) bool {
 }
 
 func TestRunDoesWhatDoctorSays(t *testing.T) {
-	needRoot(t)
-	bad := missing(t)
-	before := left(t)
+	p := newPlace(t)
+	bad := p.missing()
+	before := p.left()
 	mark := filepath.Join(t.TempDir(), "ran")
-	status, _, complaints := call(t, "run", "--", "/bin/sh", "-c", "echo >"+mark)
+	status, _, complaints := p.call("run", "--", "/bin/sh", "-c", "echo >"+mark)
 	t.Logf("run exits with %d: %s", status, strings.TrimSpace(complaints))
 	_, err := os.Stat(mark)
 	ran := err == nil
@@ -200,19 +236,18 @@ func TestRunDoesWhatDoctorSays(t *testing.T) {
 			t.Errorf("run refuses in %d lines", n+1)
 		}
 	}
-	nothingNew(t, before)
+	p.nothingNew(before)
 }
 
-// TestAcceptDoesNotHide: to give up guarantees does not make up for what cannot
-// be done without.
+// Giving up guarantees does not make up for what cannot be done without.
 func TestAcceptGivesUpOnlyWhatItNames(t *testing.T) {
-	needRoot(t)
-	bad := slices.DeleteFunc(missing(t), func(c kernel.Check) bool { return strings.HasPrefix(c.Name, "guard G") })
-	before := left(t)
-	status, _, complaints := call(t, "run", "--accept", "G4,G5,G6", "--", "/bin/true")
+	p := newPlace(t)
+	bad := slices.DeleteFunc(p.missing(), func(c kernel.Check) bool { return strings.HasPrefix(c.Name, "guard G") })
+	before := p.left()
+	status, _, complaints := p.call("run", "--accept", "G4,G5,G6", "--", "/bin/true")
 	t.Logf("run --accept G4,G5,G6 exits with %d: %s", status, strings.TrimSpace(complaints))
 	if (status == 0) != (len(bad) == 0) {
 		t.Errorf("run exits with %d, although without the guarantees this is missing: %v", status, bad)
 	}
-	nothingNew(t, before)
+	p.nothingNew(before)
 }
