@@ -27,9 +27,7 @@ import (
 )
 
 const (
-	sideBySide = 2 // guests
-	allTime    = time.Hour
-
+	sideBySide  = 2  // guests
 	detailLines = 60 // of a failure, on the terminal
 )
 
@@ -41,6 +39,7 @@ type options struct {
 	cache  string
 	logs   string
 	slow   int
+	within time.Duration
 	series []string
 }
 
@@ -50,6 +49,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "write the report to this file")
 	flag.StringVar(&o.cache, "cache", "", "where downloads are kept (default: shunt-kernels in the user's cache directory)")
 	flag.StringVar(&o.logs, "logs", "bin/kernels", "where the guests' logs are kept")
+	flag.DurationVar(&o.within, "within", time.Hour, "end all guests, and fail, when this is over")
 	flag.IntVar(&o.slow, "slow", 1, "multiply the time that a suite may take, for busy machines")
 	flag.Parse()
 	if o.slow < 1 || o.slow > 10 {
@@ -60,7 +60,7 @@ func main() {
 		o.series = defaultSeries
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, allTime)
+	ctx, cancel := context.WithTimeout(ctx, o.within)
 	ok, err := run(ctx, o)
 	cancel()
 	stop()
