@@ -176,7 +176,7 @@ func mirrors(targets string) (main, security string, err error) {
 // update brings the lists up to date and returns what they have.
 func (a apt) update(ctx context.Context) ([]pkg, error) {
 	if _, err := os.Stat(keyring); err != nil {
-		return nil, fmt.Errorf("Debian's keys (package debian-archive-keyring): %w", err)
+		return nil, fmt.Errorf("find Debian's keys (package debian-archive-keyring): %w", err)
 	}
 	targets, err := command(ctx, "", "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages")
 	if err != nil {

@@ -121,3 +121,21 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestChoose(t *testing.T) {
+	for names, want := range map[string]string{
+		"":                        "refusal kernel accel guarantees guarantees-end",
+		"accel":                   "refusal accel",
+		"guarantees-end,refusal":  "refusal guarantees-end",
+		"guarantees,no-such-suit": "",
+	} {
+		chosen, err := choose(names)
+		var got []string
+		for _, s := range chosen {
+			got = append(got, s.name)
+		}
+		if strings.Join(got, " ") != want || (err != nil) != (want == "") {
+			t.Errorf("%q: got %v, %v", names, got, err)
+		}
+	}
+}
