@@ -25,6 +25,17 @@ func (d doctor) refusals() []string {
 	return all
 }
 
+// verdict is what doctor's exit status tells: what runs, runs with every guarantee.
+func (d *doctor) verdict() string {
+	switch {
+	case d == nil:
+		return "unknown"
+	case d.Fail > 0:
+		return "is refused"
+	}
+	return "runs"
+}
+
 // report of one kernel.
 type report struct {
 	kernel  kernel
@@ -75,13 +86,13 @@ Emulated CPUs are slow: these are tests of behaviour, no figure of speed comes f
 func markdown(reports []report, run []suite, again string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, preface, again)
-	b.WriteString("## Suites\n| series | kernel | Debian's version |")
+	b.WriteString("## Suites\n| series | kernel | Debian's version | accel |")
 	for _, s := range run {
 		fmt.Fprintf(&b, " %s |", s.name)
 	}
-	b.WriteString("\n|---|---|---|" + strings.Repeat("---|", len(run)) + "\n")
+	b.WriteString("\n|---|---|---|---|" + strings.Repeat("---|", len(run)) + "\n")
 	for _, r := range reports {
-		fmt.Fprintf(&b, "| %s | %s | %s |", r.kernel.series, r.kernel.release, r.kernel.pkg.version)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |", r.kernel.series, r.kernel.release, r.kernel.pkg.version, r.doctor.verdict())
 		for _, s := range r.results {
 			fmt.Fprintf(&b, " %s |", s.verdict)
 		}
@@ -97,12 +108,8 @@ func markdown(reports []report, run []suite, again string) string {
 		if r.doctor == nil {
 			b.WriteString("`shunt doctor` gave no answer.\n")
 		} else {
-			if r.doctor.Fail == 0 {
-				b.WriteString("accel runs; nothing is refused.\n")
-			} else {
-				b.WriteString("accel is refused.\n")
-			}
-			b.WriteString("\n| doctor | | |\n|---|---|---|\n")
+			fmt.Fprintf(&b, "accel %s. What `shunt doctor` says about the guards, and all that it finds missing:\n\n", r.doctor.verdict())
+			b.WriteString("| doctor | | |\n|---|---|---|\n")
 			for _, c := range r.doctor.Checks {
 				if c.Status != "PASS" || strings.HasPrefix(c.Name, "guard ") {
 					fmt.Fprintf(&b, "| %s | %s | %s |\n", c.Status, cell.Replace(c.Name), cell.Replace(c.Detail))

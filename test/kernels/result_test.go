@@ -139,3 +139,25 @@ func TestChoose(t *testing.T) {
 		}
 	}
 }
+
+func TestMarkdown(t *testing.T) {
+	d, err := parseDoctor([]byte(`{"fail":1,"checks":[{"name":"a|b","status":"FAIL","detail":"none"},{"name":"jit","status":"PASS"},{"name":"guard G5","status":"PASS","detail":"yes"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := markdown([]report{{
+		kernel: kernel{series: "6.1", release: "6.1.0-56", pkg: pkg{version: "6.1.192-2"}}, doctor: d,
+		results: []result{{suite: "x", verdict: pass, reason: "2 passed"}},
+	}}, []suite{{name: "x", pkg: "./x"}}, "the command")
+	for _, want := range []string{
+		"\nthe command\n", "\n| 6.1 | 6.1.0-56 | 6.1.192-2 | is refused | PASS |\n", "\n| FAIL | a\\|b | none |\n",
+		"\n| PASS | guard G5 | yes |\n", "\n| x | PASS | 2 passed |\n", "\n- `x`: `go test ./x`\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in:\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "jit") {
+		t.Error("what passed is listed, too")
+	}
+}
