@@ -17,7 +17,11 @@ ROOT    := $(if $(filter 0,$(shell id -u)),,sudo)
 PKG       ?= ./...
 TESTFLAGS ?=
 
-.PHONY: help build run test deps generate man metrics lint bench bench-programs install packages clean
+# For other kernels: make test-kernels KERNELS="6.1 newest" KERNELFLAGS='-suites guarantees'
+KERNELS     ?= 5.10 6.1 6.12 newest
+KERNELFLAGS ?=
+
+.PHONY: help build run test test-kernels deps generate man metrics lint bench bench-programs install packages clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +37,10 @@ test: deps ## install what the tests need, run all of them (root)
 	@go build -o bin/testcount ./internal/testcount
 	@SHUNT_REQUIRE_ALL=1 go test -json -count=1 -p 1 -timeout 20m \
 		$(if $(ROOT),-exec "sudo -E env PATH=$$PATH") $(TESTFLAGS) $(PKG) | bin/testcount
+
+test-kernels: ## run the tests on other kernels, in emulated machines (KERNELS; no root but to install QEMU)
+	@scripts/deps.sh kernels
+	@go run ./test/kernels $(KERNELFLAGS) $(KERNELS)
 
 deps: ## install the apt packages that are missing
 	@scripts/deps.sh

@@ -1,5 +1,6 @@
 #!/bin/bash
 # Installs what the tests and the BPF build need, by name and only what is missing. Starts no service.
+# "deps.sh kernels" installs what `make test-kernels` needs instead.
 set -euo pipefail
 
 packages=(
@@ -8,6 +9,11 @@ packages=(
 	iproute2 procps curl
 )
 services=(redis-server nginx)
+case ${1-} in
+'') ;;
+kernels) packages=(qemu-system-x86 busybox-static kmod xz-utils debian-archive-keyring) services=() ;;
+*) echo "deps: no set of packages named $1" >&2; exit 2 ;;
+esac
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; install the equivalent of: ${packages[*]}" >&2
@@ -25,7 +31,7 @@ done
 ((${#missing[@]})) || exit 0
 
 if ((EUID)); then
-	exec sudo "$0"
+	exec sudo "$0" "$@"
 fi
 echo "deps: installing ${missing[*]}"
 

@@ -28,10 +28,11 @@ import (
 const (
 	loopSeed    = 20260731
 	loopLargest = 4 << 20
-	loopBound   = 30 * time.Second // of one connection, where nothing else is said
 	headerSize  = 16
 	ackStream   = 1 << 40
 )
+
+var loopBound = slowness * 30 * time.Second // of one connection, where nothing else is said
 
 // LoopArgs of one end of the loop.
 type LoopArgs struct {
@@ -366,7 +367,7 @@ func loop(t *testing.T, w *world, a LoopArgs) (client, server LoopResult) {
 	a.FD, a.Addr, a.Wait, a.Bound = l.fd, l.name, patience, loopBound
 	serving := s.begin("LoopServe", a, &server)
 	start := time.Now()
-	c.begin("LoopRun", a, &client).end(3 * time.Minute)
+	c.begin("LoopRun", a, &client).end(slowness * 3 * time.Minute)
 	t.Logf("%s: %d clean, %d broken of %d connections (≤1 KiB, ≤64 KiB, larger: %v), %d MB checked at the client, %.1f s, seed %d",
 		w.name, client.Clean, client.Broken, a.Conns, client.Sized, client.Bytes>>20, time.Since(start).Seconds(), loopSeed)
 	if a.Tolerate == 0 {

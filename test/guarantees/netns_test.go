@@ -50,7 +50,7 @@ func newNetns(t *testing.T) *netns {
 	}
 	n := &netns{t: t, file: r.file}
 	t.Cleanup(func() { n.file.Close() })
-	nl, err := netlink.NewHandleAt(vnetns.NsHandle(r.file.Fd()))
+	nl, err := netlink.NewHandleAt(vnetns.NsHandle(r.file.Fd()), unix.NETLINK_ROUTE) // the others need modules
 	if err != nil {
 		t.Fatal(err)
 	}

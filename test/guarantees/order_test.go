@@ -202,7 +202,7 @@ func overflow(t *testing.T, w *world, ns *netns, conns int, lossy bool) {
 	c, s := w.agent(ns), w.agent(ns)
 	dial(c, s, dialOptions{}).settle() // the device is guarded
 	l := s.listen(SocketArgs{Bind: netip.MustParseAddrPort("127.0.0.1:0"), Backlog: 0})
-	a := LoopArgs{FD: l.fd, Addr: l.name, Conns: conns, Workers: conns, Wait: time.Minute, Bound: loopBound}
+	a := LoopArgs{FD: l.fd, Addr: l.name, Conns: conns, Workers: conns, Wait: slowness * time.Minute, Bound: loopBound}
 	if lossy {
 		a.Bound = loopBound / 5
 	}
@@ -211,7 +211,7 @@ func overflow(t *testing.T, w *world, ns *netns, conns int, lossy bool) {
 	running := c.begin("LoopRun", a, &client)
 	eventually(t, "overflow of the accept queue", func() bool { return s.call("NetStat", "ListenOverflows").Value > 0 })
 	serving := s.begin("LoopServe", a, &server)
-	running.end(2 * time.Minute)
+	running.end(slowness * 2 * time.Minute)
 	t.Logf("%s: %d clean, %d lost, %d wrong of %d, %d overflows, %.1f s", w.name, client.Clean, client.Lost,
 		client.Broken-client.Lost, conns, s.call("NetStat", "ListenOverflows").Value, time.Since(start).Seconds())
 	if client.Broken > client.Lost || client.Clean == 0 || (client.Lost > 0 && !lossy) {

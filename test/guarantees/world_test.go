@@ -8,6 +8,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -20,10 +21,18 @@ import (
 	"github.com/shuntnet/shunt/internal/node"
 )
 
-const (
-	patience = 15 * time.Second       // bound of every wait for something that must come
-	quiet    = 300 * time.Millisecond // how long to look for what must not come
+var (
+	patience = slowness * 15 * time.Second       // bound of every wait for something that must come
+	quiet    = slowness * 300 * time.Millisecond // how long to look for what must not come
 )
+
+// slowness multiplies these on slow machines, such as emulated ones.
+var slowness = func() time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("SHUNT_TEST_PATIENCE")); err == nil && n > 0 {
+		return time.Duration(n)
+	}
+	return 1
+}()
 
 // world is a cgroup whose sockets are plain, accelerated, or the control's.
 type world struct {
