@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+var backPressure = Case{
+	Name: "back-pressure", Guarantee: "G3", Modes: nonBlocking, Control: nonBlocking,
+	Doc: "a reader that does not read: EAGAIN after a bounded number of bytes, POLLOUT when it reads",
+	Run: func(e *Env) { pressure(e, 64<<10, tooMuch) },
+}
+
+func pressure(e *Env, chunk, most int) {
+	c, s := e.settled()
+	for range 3 {
+		n, stopped := c.fill(chunk, most)
+		e.Say("stopped by", stopped)
+		e.Say("client can write", eventNames(c.poll(unix.POLLOUT, 0)))
+		want := fmt.Sprintf("%d bytes", n)
+		if got := s.read(n); got != want {
+			e.Say("server reads", got+" of "+want)
+			return
+		}
+		e.Say("server reads", "all of it")
+		e.Say("client polls", c.events(unix.POLLOUT))
+	}
+}
