@@ -19,5 +19,8 @@ var earlyBytes = Case{
 		e.Say("client reads", c.read(1000))
 		e.Say("client writes", c.write(3000))
 		e.Say("server reads", s.read(11000))
+		settle(c, s)
+		e.Say("client writes", c.write(3000))
+		e.Say("server reads", s.read(3000))
 	},
 }

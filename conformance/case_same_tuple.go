@@ -13,7 +13,7 @@ import (
 )
 
 var sameTuple = Case{
-	Name: "same-tuple", Guarantee: "G2", Modes: allModes, Control: allModes,
+	Name: "same-tuple", Guarantee: "G2", Modes: allModes,
 	Doc: "two connections with the same addresses and ports in two namespaces",
 	Run: func(e *Env) {
 		other := e.otherNetns()

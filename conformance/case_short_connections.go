@@ -18,7 +18,10 @@ var shortConnections = Case{
 			if i%2 == 1 {
 				first, second = s, c
 			}
-			r := fmt.Sprint(c.write(200), s.read(200), s.write(300), c.read(300))
+			r := ""
+			for range 2 {
+				r += fmt.Sprint(c.write(200), s.read(200), s.write(300), c.read(300))
+			}
 			r += first.close()
 			r += second.read(1)
 			second.close()

@@ -91,6 +91,9 @@ func errname(err error) string {
 	case err == nil:
 		return ""
 	case errors.As(err, &errno):
+		if errno == 0 {
+			return "ok"
+		}
 		if name := unix.ErrnoName(errno); name != "" {
 			return name
 		}

@@ -22,6 +22,7 @@ var registry = []Case{
 	trunc,
 	empty,
 	efault,
+	efaultSend,
 	oob,
 	oobInline,
 	ioUring,
