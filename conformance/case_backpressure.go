@@ -17,7 +17,15 @@ var backPressure = Case{
 func pressure(e *Env, chunk, most int) {
 	c, s := e.settled()
 	for range 3 {
-		n, stopped := c.fill(chunk, most)
+		n, stopped := 0, ""
+		for n < most { // until nothing moves any more: what is under way makes room
+			var more int
+			more, stopped = c.fill(chunk, most-n)
+			n += more
+			if stopped != "never" && c.poll(unix.POLLOUT, e.quiet) == 0 {
+				break
+			}
+		}
 		e.Say("stopped by", stopped)
 		e.Say("client can write", eventNames(c.poll(unix.POLLOUT, 0)))
 		want := fmt.Sprintf("%d bytes", n)

@@ -30,10 +30,12 @@ type Env struct {
 	patience time.Duration // bound of each wait for something that must come
 	quiet    time.Duration // how long to look for what must not come
 	say      func(string)
-	mu       sync.Mutex // of fds
-	fds      map[int]bool
-	children map[int]bool
-	streams  uint64
+	// stopAgent ends what shunt has in user space, for good: only for the last cases.
+	stopAgent func()
+	mu        sync.Mutex // of fds
+	fds       map[int]bool
+	children  map[int]bool
+	streams   uint64
 }
 
 // setupError ends a case that could not be carried out.

@@ -88,6 +88,7 @@ var registry = []Case{
 	epollShortReads,
 	epollShortSpilled,
 	smallStream,
+	agentGone, // the last
 }
 
 func find(name string) (Case, bool) {

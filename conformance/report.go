@@ -120,7 +120,7 @@ func judgeRow(c Case, m Mode, place string, plain, got result) Row {
 	if !plain.seen.equal(got.seen) {
 		row.Seen = got.seen
 		row.Verdict, row.Reason = Fail, plain.seen.difference(got.seen)
-		if l, ok := limitOf(c.Name, m); ok && place != PlaceControl && unusable(got.seen) == "" {
+		if l, ok := limitOf(c.Name, m); ok && place != PlaceControl && l.covers(plain.seen, got.seen) {
 			row.Verdict, row.Reason = Limit, l.Reason
 		}
 		return row

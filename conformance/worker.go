@@ -37,8 +37,9 @@ type order struct {
 }
 
 type answer struct {
-	Say  string
-	Done bool
+	Say       string
+	StopAgent bool // and tell when it is done
+	Done      bool
 }
 
 // init keeps a worker on its first thread: whoever looks for the network namespace
@@ -94,6 +95,12 @@ func work(config string, in io.Reader, out io.Writer) error {
 			Mode: o.Mode, Connections: o.Connections, config: c, patience: c.Patience, quiet: c.Quiet,
 			say: func(line string) { say(answer{Say: line}) },
 			fds: map[int]bool{}, children: map[int]bool{},
+			stopAgent: func() {
+				say(answer{StopAgent: true})
+				if !lines.Scan() { // killed meanwhile
+					os.Exit(1)
+				}
+			},
 		}
 		if o.Case == warmUp.Name {
 			e.run(warmUp)

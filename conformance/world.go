@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -54,6 +55,9 @@ type world struct {
 	limit   time.Duration // of one case
 	cgroup  int           // -1: our own
 	session Session
+	open    func() (Session, error)
+	stopped bool // the session is closed, its last figures are
+	last    accel.Stats
 	client  *os.File // network namespaces
 	server  *os.File
 	closers []func() error
@@ -105,7 +109,13 @@ func openWorld(ctx context.Context, name string, session func() (Session, error)
 		if w.session, err = session(); err != nil {
 			return nil, err
 		}
-		w.closers = append(w.closers, w.session.Close)
+		w.open = session
+		w.closers = append(w.closers, func() error {
+			if w.stopped {
+				return nil
+			}
+			return w.session.Close()
+		})
 		w.cgroup = w.session.CgroupFD()
 	case PlaceControl:
 		if err := w.attachControl(); err != nil {
@@ -353,8 +363,13 @@ func (w *world) run(ctx context.Context, o order) (Observation, error) {
 				return append(got, "the process died: "+w.stderr.String()), nil
 			case a.Done:
 				return got, nil
+			case a.StopAgent:
+				if err := w.stopAgent(); err != nil {
+					return nil, err
+				}
+			default:
+				got = append(got, a.Say)
 			}
-			got = append(got, a.Say)
 		case <-limit.C:
 			w.killWorker()
 			return append(got, hang), nil
@@ -394,9 +409,40 @@ func (w *world) warm(ctx context.Context) error {
 	}
 }
 
+// stopAgent closes the session under its users: what is in the kernel stays, as
+// when the process of the session dies.
+func (w *world) stopAgent() error {
+	if w.session != nil && !w.stopped {
+		var err error
+		if w.last, err = w.session.Stats(); err != nil {
+			return err
+		}
+		w.stopped = true
+		// The error says that it is in use, as it is.
+		if err := w.session.Close(); err == nil {
+			return errors.New("the session went, with sockets in use")
+		}
+		// A session cleans up after those that died: the last thing to be done here.
+		w.closers = slices.Insert(w.closers, 0, func() error {
+			s, err := w.open()
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		})
+	}
+	if _, err := fmt.Fprintln(w.orders, "{}"); err != nil {
+		return fmt.Errorf("tell the worker that the agent is gone: %w", err)
+	}
+	return nil
+}
+
 func (w *world) stats() (accel.Stats, error) {
-	if w.session == nil {
+	switch {
+	case w.session == nil:
 		return accel.Stats{}, nil
+	case w.stopped: // until then
+		return w.last, nil
 	}
 	return w.session.Stats()
 }
