@@ -70,7 +70,9 @@ func TestConformance(t *testing.T) {
 	if err := r.WriteTable(&table); err != nil {
 		t.Fatal(err)
 	}
-	t.Log("\n" + table.String())
+	if testing.Verbose() {
+		t.Log("\n" + table.String())
+	}
 	for _, row := range r.Rows {
 		if row.Verdict == conformance.Fail && row.Place != conformance.PlaceControl {
 			t.Errorf("%s %s, %s, %s: %s\n  plain: %v\n  here:  %v", row.Guarantee, row.Case, row.Mode, row.Place, row.Reason, row.Plain, row.Seen)
