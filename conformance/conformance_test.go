@@ -132,3 +132,42 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("error %v, want %v", err, broken)
 	}
 }
+
+// TestGivenUp: sessions that give a guarantee up must fail its cases, or the
+// accelerated rows could not.
+func TestGivenUp(t *testing.T) {
+	need(t)
+	for _, c := range []struct {
+		only string
+		opts node.SessionOptions
+	}{
+		{"signal-restart", node.SessionOptions{Accept: []string{"G4"}}},
+		{"splice-reader", node.SessionOptions{Accept: []string{"G5"}}},
+		{"close-unread", node.SessionOptions{Accept: []string{"G6"}}},
+		{"back-pressure", node.SessionOptions{MaxQueue: 1 << 30}},
+	} {
+		t.Run(c.only, func(t *testing.T) {
+			r, err := conformance.Run(t.Context(), conformance.Options{
+				Only: c.only, Places: []string{conformance.PlaceLoopback},
+				Session: func() (conformance.Session, error) {
+					s, err := node.NewSession(c.opts)
+					if err != nil {
+						return nil, err
+					}
+					return s, nil
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Failed() == 0 {
+				t.Errorf("no failure with %+v: the suite cannot see one", c.opts)
+			}
+			for _, row := range r.Rows {
+				if row.Verdict == conformance.Fail {
+					t.Logf("as it should, %s, %s: %s", row.Case, row.Mode, row.Reason)
+				}
+			}
+		})
+	}
+}

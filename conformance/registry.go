@@ -78,6 +78,7 @@ var registry = []Case{
 	ipv6,
 	dualStack,
 	sameTuple,
+	strangers,
 	reconnect,
 	backPressure,
 	backPressureSmall,

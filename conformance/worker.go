@@ -25,6 +25,7 @@ const PeerCommand = "conformance-peer"
 type workerConfig struct {
 	V4, V6      netip.Addr // where servers listen
 	ServerNetns string     // a path; empty: the worker's own
+	Outside     string     // a cgroup that no world is in
 	Patience    time.Duration
 	Quiet       time.Duration
 }
@@ -67,14 +68,13 @@ func PeerMain(args []string, in io.Reader, out io.Writer) error {
 		_, err := io.Copy(io.Discard, in)
 		return err
 	}
+	if args[0] == "outside" && len(args) == 2 {
+		return passOutside(args[1])
+	}
 	return child(args[0])
 }
 
 func work(config string, in io.Reader, out io.Writer) error {
-	// A child whose parent was killed has nobody to end it.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("conformance: ask for the parent's death: %w", err)
-	}
 	var c workerConfig
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return fmt.Errorf("conformance: read the worker's configuration: %w", err)
@@ -85,10 +85,18 @@ func work(config string, in io.Reader, out io.Writer) error {
 			os.Exit(1)
 		}
 	}
-	lines := bufio.NewScanner(in)
-	for lines.Scan() {
+	// Not PR_SET_PDEATHSIG, which goes by the thread that started this process: the
+	// end of the pipe says that nobody waits for this case any more.
+	lines := make(chan string)
+	go func() {
+		for s := bufio.NewScanner(in); s.Scan(); {
+			lines <- s.Text()
+		}
+		os.Exit(0)
+	}()
+	for line := range lines {
 		var o order
-		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
 			return fmt.Errorf("conformance: read an order: %w", err)
 		}
 		e := &Env{
@@ -97,9 +105,7 @@ func work(config string, in io.Reader, out io.Writer) error {
 			fds: map[int]bool{}, children: map[int]bool{},
 			stopAgent: func() {
 				say(answer{StopAgent: true})
-				if !lines.Scan() { // killed meanwhile
-					os.Exit(1)
-				}
+				<-lines
 			},
 		}
 		if o.Case == warmUp.Name {
@@ -111,7 +117,7 @@ func work(config string, in io.Reader, out io.Writer) error {
 		}
 		say(answer{Done: true})
 	}
-	return lines.Err()
+	return nil
 }
 
 // warmUp is what a world does first, until its devices are guarded.

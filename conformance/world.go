@@ -101,6 +101,9 @@ func openWorld(ctx context.Context, name string, session func() (Session, error)
 			err = errors.Join(fmt.Errorf("%s: %w", name, err), w.close())
 		}
 	}()
+	if w.config.Outside, err = kernel.OwnCgroup2(); err != nil {
+		return nil, err
+	}
 	if err := w.openNetns(name == PlaceVeth || name == plainVeth); err != nil {
 		return nil, err
 	}
