@@ -30,14 +30,14 @@ var eintr = Case{
 func (e *Env) handle(sig unix.Signal, restart bool) {
 	signal.Notify(make(chan os.Signal, 16), sig)
 	const saRestart = 0x10000000
-	var sa struct{ handler, flags, restorer, mask uintptr }
-	_, _, errno := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&sa)), 8, 0, 0) //nolint:gosec // a system call
+	var sa struct{ _, flags, _, _ uintptr } // the kernel's
+	_, _, errno := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&sa)), 8, 0, 0)
 	if errno == 0 {
 		sa.flags &^= saRestart
 		if restart {
 			sa.flags |= saRestart
 		}
-		_, _, errno = unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&sa)), 0, 8, 0, 0) //nolint:gosec // a system call
+		_, _, errno = unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&sa)), 0, 8, 0, 0)
 	}
 	if errno != 0 {
 		e.must(errno, "sigaction")

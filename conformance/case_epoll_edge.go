@@ -15,7 +15,7 @@ var epollEdge = Case{
 		c, s := e.settled()
 		ep := e.epollOn(s.fd, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET)
 		look := func(wait time.Duration) {
-			e.Say("epoll", eventNames(int16(epollWait(ep, wait)))) //nolint:gosec // bits
+			e.Say("epoll", eventNames(int16(epollWait(ep, wait))))
 		}
 		look(e.quiet)
 		e.Say("client writes", c.write(1000))

@@ -15,7 +15,7 @@ var epollLevel = Case{
 		c, s := e.settled()
 		ep := e.epollOn(s.fd, unix.EPOLLIN|unix.EPOLLRDHUP)
 		look := func(wait time.Duration) {
-			e.Say("epoll", eventNames(int16(epollWait(ep, wait)))) //nolint:gosec // bits
+			e.Say("epoll", eventNames(int16(epollWait(ep, wait))))
 		}
 		e.Say("client writes", c.write(1000))
 		look(e.patience)

@@ -20,7 +20,7 @@ var halfClose = Case{
 			seen := tally{}
 			for i := range rounds {
 				s := l.accept()
-				s.stream, s.incoming = base+uint64(2*i+1), base+uint64(2*i) //nolint:gosec // small
+				s.stream, s.incoming = base+uint64(2*i+1), base+uint64(2*i)
 				n := sizes[i%len(sizes)]
 				ok := s.read(everything) == fmt.Sprintf("%d bytes, EOF", n) && s.write(2*n) == fmt.Sprintf("%d bytes", 2*n)
 				seen[fmt.Sprintf("a request and its answer: %v", ok)]++
@@ -31,7 +31,7 @@ var halfClose = Case{
 		seen := tally{}
 		for i := range rounds {
 			c := e.dial(l, nil)
-			c.stream, c.incoming = base+uint64(2*i), base+uint64(2*i+1) //nolint:gosec // small
+			c.stream, c.incoming = base+uint64(2*i), base+uint64(2*i+1)
 			n := sizes[i%len(sizes)]
 			c.write(n)
 			c.shutdown(unix.SHUT_WR)

@@ -25,13 +25,13 @@ var ioUring = Case{
 		buf := make([]byte, 5000)
 		for range 3 {
 			e.Say("send", r.do(opSend, c.fd, c.next(3000), unix.MSG_NOSIGNAL))
-			e.Say("poll", eventNames(int16(r.do(opPoll, s.fd, nil, unix.POLLIN)))) //nolint:gosec // bits
+			e.Say("poll", eventNames(int16(r.do(opPoll, s.fd, nil, unix.POLLIN))))
 			s.arrived(3000)
 			n := r.do(opRecv, s.fd, buf, 0)
 			e.Say("recv", fmt.Sprintf("%d, %s", n, s.match(buf[:max(0, n)])))
 		}
 		// One that waits.
-		w := e.async(func() string { return fmt.Sprint(eventNames(int16(r.do(opPoll, s.fd, nil, unix.POLLIN)))) }) //nolint:gosec // bits
+		w := e.async(func() string { return fmt.Sprint(eventNames(int16(r.do(opPoll, s.fd, nil, unix.POLLIN)))) })
 		w.asleep()
 		e.Say("client writes", c.write(100))
 		e.Say("poll", w.wait())
@@ -41,25 +41,24 @@ var ioUring = Case{
 
 // ring is an io_uring with one request at a time.
 type ring struct {
-	fd             int
-	sq, cq, sqes   []byte
-	sqOff, cqOff   ringOffsets
-	sqMask, cqMask uint32
+	fd           int
+	sq, cq, sqes []byte
+	sqOff, cqOff ringOffsets
 }
 
-type ringOffsets struct{ head, tail, mask, entries, flags, a, array, b uint32 }
+type ringOffsets struct{ head, tail, mask, array uint32 }
 
 func (e *Env) newRing() (*ring, error) {
-	var p struct {
-		sqEntries, cqEntries, flags, cpu, idle, features, wq uint32
-		resv                                                 [3]uint32
-		sq, cq                                               [10]uint32
+	var p struct { // io_uring_params
+		sqEntries, cqEntries uint32
+		_                    [8]uint32
+		sq, cq               [10]uint32
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&p)), 0) //nolint:gosec // a system call
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
 		return nil, errno
 	}
-	r := &ring{fd: e.own(int(fd))} //nolint:gosec // a descriptor
+	r := &ring{fd: e.own(int(fd))}
 	r.sqOff = ringOffsets{head: p.sq[0], tail: p.sq[1], mask: p.sq[2], array: p.sq[6]}
 	r.cqOff = ringOffsets{head: p.cq[0], tail: p.cq[1], mask: p.cq[2], array: p.cq[5]}
 	const offSQ, offCQ, offSQEs = 0, 0x8000000, 0x10000000
@@ -74,7 +73,7 @@ func (e *Env) newRing() (*ring, error) {
 	return r, err
 }
 
-func word(b []byte, at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[at])) } //nolint:gosec // shared with the kernel
+func word(b []byte, at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&b[at])) }
 
 // do carries out one request and returns its result.
 func (r *ring) do(op byte, fd int, buf []byte, flags uint32) int {
@@ -83,13 +82,13 @@ func (r *ring) do(op byte, fd int, buf []byte, flags uint32) int {
 	sqe := r.sqes[64*i : 64*i+64]
 	clear(sqe)
 	sqe[0] = op
-	*word(sqe, 4) = uint32(fd) //nolint:gosec // a descriptor
+	*word(sqe, 4) = uint32(fd)
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	if len(buf) > 0 {
 		pin.Pin(&buf[0])
-		*(*uint64)(unsafe.Pointer(&sqe[16])) = uint64(uintptr(unsafe.Pointer(&buf[0]))) //nolint:gosec // an address, pinned
-		*word(sqe, 24) = uint32(len(buf))                                               //nolint:gosec // small
+		*(*uint64)(unsafe.Pointer(&sqe[16])) = uint64(uintptr(unsafe.Pointer(&buf[0])))
+		*word(sqe, 24) = uint32(len(buf))
 	}
 	*word(sqe, 28) = flags
 	*word(r.sq, r.sqOff.array+4*i) = i
@@ -105,7 +104,7 @@ func (r *ring) do(op byte, fd int, buf []byte, flags uint32) int {
 			continue
 		}
 		cqe := r.cqOff.array + 16*(head&*word(r.cq, r.cqOff.mask))
-		res := int32(*word(r.cq, cqe+8)) //nolint:gosec // it is one
+		res := int32(*word(r.cq, cqe+8))
 		atomic.StoreUint32(word(r.cq, r.cqOff.head), head+1)
 		return int(res)
 	}

@@ -14,7 +14,7 @@ var reconnect = Case{
 	Run: func(e *Env) {
 		c, s := e.settled()
 		unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)) //nolint:gosec // a system call
+		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
 		e.Say("disconnect", errname(errno))
 		e.Say("the old server reads", s.read(100))
 		l := e.listen(16, nil)

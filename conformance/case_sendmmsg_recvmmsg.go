@@ -26,12 +26,12 @@ var sendmmsgRecvmmsg = Case{
 				msgs[i].hdr.Iov = iov
 				msgs[i].hdr.SetIovlen(1)
 			}
-			n, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), uintptr(flags), 0, 0) //nolint:gosec // a system call
+			n, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), uintptr(flags), 0, 0)
 			if errno != 0 {
 				return errname(errno)
 			}
 			out := fmt.Sprintf("%d messages:", n)
-			for i := range int(n) { //nolint:gosec // at most four
+			for i := range int(n) {
 				out += fmt.Sprintf(" %d", msgs[i].n)
 			}
 			return out

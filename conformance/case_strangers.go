@@ -71,7 +71,7 @@ func (e *Env) outside(ns string) int {
 	var pid int
 	err = e.in(ns, func() (err error) {
 		pid, err = syscall.ForkExec("/proc/self/exe", []string{"shunt", PeerCommand, "outside", e.config.Outside},
-			&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 2, 2, uintptr(u[1])}}) //nolint:gosec // a descriptor
+			&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 2, 2, uintptr(u[1])}})
 		return err
 	})
 	unix.Close(u[1]) //nolint:errcheck // the child's

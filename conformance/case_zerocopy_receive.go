@@ -24,20 +24,17 @@ var zerocopyReceive = Case{
 		for range 2 {
 			e.Say("client writes", c.write(size))
 			s.arrived(size)
-			var zc struct {
-				address            uint64
-				length, skip, inq  uint32
-				err                int32
-				buf                uint64
-				bufLen             int32
-				flags              uint32
-				msg, msgLen        uint64
-				msgFlags, reserved uint32
+			var zc struct { // tcp_zerocopy_receive
+				address      uint64
+				length, skip uint32
+				_            uint32
+				err          int32
+				_            [5]uint64
 			}
-			zc.address, zc.length = uint64(uintptr(unsafe.Pointer(&area[0]))), size //nolint:gosec // mapped
+			zc.address, zc.length = uint64(uintptr(unsafe.Pointer(&area[0]))), size
 			n := uint32(unsafe.Sizeof(zc))
 			_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.IPPROTO_TCP, unix.TCP_ZEROCOPY_RECEIVE,
-				uintptr(unsafe.Pointer(&zc)), uintptr(unsafe.Pointer(&n)), 0) //nolint:gosec // a system call
+				uintptr(unsafe.Pointer(&zc)), uintptr(unsafe.Pointer(&n)), 0)
 			if errno != 0 {
 				e.Say("TCP_ZEROCOPY_RECEIVE", errname(errno))
 				return

@@ -126,7 +126,7 @@ const (
 )
 
 var noise = func() []byte {
-	r := rand.New(rand.NewPCG(7, 77)) //nolint:gosec // test data
+	r := rand.New(rand.NewPCG(7, 77))
 	b := make([]byte, period)
 	for i := range b {
 		b[i] = byte(r.Uint32())
@@ -136,8 +136,8 @@ var noise = func() []byte {
 
 // piece is the part of a stream at offset; n is at most maxPiece.
 func piece(stream uint64, offset int64, n int) []byte {
-	at := (stream*99991 + uint64(offset)) % period //nolint:gosec // never negative
-	return noise[at : at+uint64(n)]                //nolint:gosec // as above
+	at := (stream*99991 + uint64(offset)) % period
+	return noise[at : at+uint64(n)]
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -154,9 +154,9 @@ func portOf(fd int) (uint16, error) {
 	}
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		return uint16(sa.Port), nil //nolint:gosec // a port
+		return uint16(sa.Port), nil
 	case *unix.SockaddrInet6:
-		return uint16(sa.Port), nil //nolint:gosec // a port
+		return uint16(sa.Port), nil
 	}
 	return 0, errors.New("getsockname: no IP address")
 }
@@ -257,7 +257,7 @@ func (s *Sock) connect(to netip.AddrPort) {
 		var code int
 		code, err = unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && code != 0 {
-			err = unix.Errno(code) //nolint:gosec // an errno
+			err = unix.Errno(code)
 		}
 	}
 	e.must(err, "connect")
@@ -270,7 +270,7 @@ func (l *listener) accept() *Sock {
 		flags |= unix.SOCK_NONBLOCK
 	}
 	for deadline := time.Now().Add(e.patience); ; {
-		p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
 		if _, err := unix.Poll(p, int(max(0, time.Until(deadline).Milliseconds()))); err != nil && !errors.Is(err, unix.EINTR) {
 			e.must(err, "wait for a connection")
 		}
@@ -353,7 +353,7 @@ func (e *Env) epollOn(fd int, events uint32) int {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	e.must(err, "epoll")
 	e.own(ep)
-	e.must(unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}), "epoll") //nolint:gosec // a descriptor
+	e.must(unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}), "epoll")
 	return ep
 }
 
@@ -372,7 +372,7 @@ func (s *Sock) wait(events int16) bool {
 		return s.poll(events, s.e.patience) != 0
 	}
 	for deadline := time.Now().Add(s.e.patience); ; {
-		if got := epollWait(s.epoll, time.Until(deadline)); got&(uint32(events)|unix.EPOLLERR|unix.EPOLLHUP|unix.EPOLLRDHUP) != 0 { //nolint:gosec // bits
+		if got := epollWait(s.epoll, time.Until(deadline)); got&(uint32(events)|unix.EPOLLERR|unix.EPOLLHUP|unix.EPOLLRDHUP) != 0 {
 			return true
 		}
 		if !time.Now().Before(deadline) {
@@ -399,7 +399,7 @@ func epollWait(ep int, wait time.Duration) uint32 {
 // poll is poll(2) on one end.
 func (s *Sock) poll(events int16, wait time.Duration) int16 {
 	for deadline := time.Now().Add(wait); ; {
-		p := []unix.PollFd{{Fd: int32(s.fd), Events: events}} //nolint:gosec // a descriptor
+		p := []unix.PollFd{{Fd: int32(s.fd), Events: events}}
 		_, err := unix.Poll(p, int(max(0, time.Until(deadline).Milliseconds())))
 		if !errors.Is(err, unix.EINTR) {
 			return p[0].Revents
@@ -601,7 +601,7 @@ func (e *Env) ended(s *Sock) {
 	s.poll(0, 4*e.quiet) // the answer to that write, if there is one, is an error
 	e.Say(s.who+" polls", s.events(unix.POLLIN|unix.POLLOUT|unix.POLLRDHUP))
 	code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	e.Say(s.who+" asks SO_ERROR", moved(code, err)+" "+unix.ErrnoName(unix.Errno(code))) //nolint:gosec // an errno
+	e.Say(s.who+" asks SO_ERROR", moved(code, err)+" "+unix.ErrnoName(unix.Errno(code)))
 }
 
 // call is something that runs on a thread of its own.

@@ -133,7 +133,7 @@ const warmUpPings = 20
 // spawn starts a child of the case that holds the descriptor as its own 3.
 func (e *Env) spawn(role string, fd int) int {
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"shunt", PeerCommand, role},
-		&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 2, 2, uintptr(fd)}}) //nolint:gosec // a descriptor
+		&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 2, 2, uintptr(fd)}})
 	e.must(err, "start a child")
 	e.children[pid] = true
 	return pid

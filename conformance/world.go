@@ -159,7 +159,7 @@ func (w *world) attachControl() error {
 		return fmt.Errorf("open the cgroup: %w", err)
 	}
 	w.closers = append(w.closers, f.Close)
-	w.cgroup = int(f.Fd()) //nolint:gosec // a descriptor
+	w.cgroup = int(f.Fd())
 	naive, err := bench.AttachNaive(dir)
 	if err != nil {
 		return err
@@ -191,7 +191,7 @@ func (w *world) openNetns(two bool) error {
 	defer in.Close()
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: "veth0"})
 	veth.PeerName = "veth0"
-	veth.PeerNamespace = netlink.NsFd(int(w.server.Fd())) //nolint:gosec // a descriptor
+	veth.PeerNamespace = netlink.NsFd(int(w.server.Fd()))
 	if err := in.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add a veth pair: %w", err)
 	}
