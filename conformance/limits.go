@@ -36,6 +36,7 @@ var limits = []limit{
 
 	// shunt's own, in docs/accel.md, "Known limits".
 	{"turned-blocking", Level, "server reads", "noticed at the next message: docs/accel.md, a socket turned to blocking mode"},
+	{"accepted-blocking", Level, "server reads", "noticed at the next message: docs/accel.md, the first read of an accepted blocking socket"},
 	{"edge-short-read-full", Edge, "server reads", "docs/accel.md, edge-triggered readers that take a short read for drained"},
 	{"close-unread-after-shutdown", nonBlocking, "client", "its FIN is out: docs/accel.md, shutdown(WR), then close"},
 }

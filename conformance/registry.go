@@ -45,6 +45,7 @@ var registry = []Case{
 	restart,
 	signalWriter,
 	turnedBlocking,
+	acceptedBlocking,
 	turnedBlockingUsed,
 	keepalive,
 	tcpInfo,

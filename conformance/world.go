@@ -13,8 +13,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -135,12 +137,26 @@ func openWorld(ctx context.Context, name string, session func() (Session, error)
 	return w, w.warm(ctx)
 }
 
+// cgroupPrefix and the process id start the name of the control's cgroup.
+const cgroupPrefix = "shunt-conformance-"
+
 func (w *world) attachControl() error {
 	own, err := kernel.OwnCgroup2()
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(own, "shunt-conformance-")
+	// What a killed run left: busy, or another user's, it stays for the next one.
+	left, err := filepath.Glob(filepath.Join(own, cgroupPrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("look for what earlier runs left: %w", err)
+	}
+	for _, dir := range left {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix), "-")
+		if pid, err := strconv.Atoi(owner); err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			os.Remove(dir) //nolint:errcheck // as above
+		}
+	}
+	dir, err := os.MkdirTemp(own, fmt.Sprintf("%s%d-", cgroupPrefix, os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("make a cgroup: %w", err)
 	}
