@@ -82,6 +82,7 @@ func newRoot() *cobra.Command {
 		newCheck(),
 		newSchema(),
 		newMetrics(),
+		newConformancePeer(),
 	)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
