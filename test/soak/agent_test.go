@@ -28,7 +28,9 @@ type job struct {
 	Connect string // client: the server's
 	Workers int    // client: connections at a time
 	Seed    uint64
-	Flip    bool // client: change a byte now and then, as a proof that it would be seen
+	// Blocking sockets and calls; shunt leaves these alone.
+	Blocking bool
+	Flip     bool // client: change a byte now and then, as a proof that it would be seen
 }
 
 const (
@@ -195,27 +197,60 @@ func serveAgent(text string) error {
 }
 
 func (a *agent) serve(over <-chan struct{}) error {
-	l, err := net.Listen("tcp", a.Listen)
+	accept, address, stop, err := a.listen()
 	if err != nil {
 		return err
 	}
-	a.tell(report{Listening: l.Addr().String()})
+	a.tell(report{Listening: address})
 	go func() {
 		<-over
-		l.Close() //nolint:errcheck // ends the loop
+		stop()
 	}()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
-		c, err := l.Accept()
+		c, err := accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		wg.Go(func() { a.converse(c.(*net.TCPConn), server, 0) })
+		wg.Go(func() { a.converse(c, server, 0) })
 	}
+}
+
+func (a *agent) listen() (accept func() (conn, error), address string, stop func(), err error) {
+	if a.Blocking {
+		l, err := listenBlocking(a.Listen)
+		if err != nil {
+			return nil, "", nil, err
+		}
+		return l.accept, l.addr, l.close, nil
+	}
+	l, err := net.Listen("tcp", a.Listen)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	accept = func() (conn, error) {
+		c, err := l.Accept()
+		if err != nil {
+			return nil, err
+		}
+		return c.(*net.TCPConn), nil
+	}
+	return accept, l.Addr().String(), func() { l.Close() }, nil //nolint:errcheck // ends accept
+}
+
+func (a *agent) dial() (conn, error) {
+	if a.Blocking {
+		return dialBlocking(a.Connect)
+	}
+	c, err := net.DialTimeout("tcp", a.Connect, hang)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
 }
 
 func (a *agent) drive(over <-chan struct{}) {
@@ -229,13 +264,13 @@ func (a *agent) drive(over <-chan struct{}) {
 					return
 				default:
 				}
-				c, err := net.DialTimeout("tcp", a.Connect, hang)
+				c, err := a.dial()
 				if err != nil {
 					a.broke(client, plan{}, fmt.Errorf("connect: %w", err))
 					time.Sleep(10 * time.Millisecond) // the server is dead, and this one about to be stopped
 					continue
 				}
-				a.converse(c.(*net.TCPConn), client, r.Uint64())
+				a.converse(c, client, r.Uint64())
 				a.count(func(t *totals) { t.Connections++ })
 			}
 		})
@@ -247,7 +282,7 @@ func (a *agent) drive(over <-chan struct{}) {
 type damage struct{ error }
 
 // converse is one end of a connection.
-func (a *agent) converse(c *net.TCPConn, me int, seed uint64) {
+func (a *agent) converse(c conn, me int, seed uint64) {
 	defer c.Close() //nolint:errcheck // it may have been aborted
 	if err := c.SetDeadline(time.Now().Add(hang)); err != nil {
 		a.tell(report{Failure: err.Error()})
@@ -272,7 +307,7 @@ func (a *agent) converse(c *net.TCPConn, me int, seed uint64) {
 			seed = binary.LittleEndian.Uint64(head[8:])
 		}
 		p = newPlan(seed)
-		e := &end{agent: a, TCPConn: c, plan: p, me: me, r: rand.New(rand.NewPCG(seed, uint64(me)))}
+		e := &end{agent: a, conn: c, plan: p, me: me, r: rand.New(rand.NewPCG(seed, uint64(me)))}
 		if p.PingPong != nil {
 			return e.pingPong()
 		}
@@ -313,7 +348,7 @@ var errAborted = errors.New("aborted as planned")
 
 type end struct {
 	*agent
-	*net.TCPConn
+	conn
 	plan
 	me         int
 	r          *rand.Rand // of the sending side

@@ -115,7 +115,9 @@ type lane struct {
 	place  place
 	cgroup int // -1: the test's own
 	flip   bool
-	r      *rand.Rand
+	// blocking sockets, which shunt leaves alone
+	blocking bool
+	r        *rand.Rand
 }
 
 // process is an agent that runs.
@@ -243,7 +245,7 @@ func (p *process) look() {
 func (l *lane) run(deadline time.Time) error {
 	for time.Now().Before(deadline) && l.failed() < 20 {
 		k := &killed{}
-		s, err := l.start(l.place.server, k, job{Listen: l.place.listen})
+		s, err := l.start(l.place.server, k, job{Listen: l.place.listen, Blocking: l.blocking})
 		if err != nil {
 			return err
 		}
@@ -254,7 +256,7 @@ func (l *lane) run(deadline time.Time) error {
 			s.stop()
 			return errors.New("a server is not up in time")
 		}
-		c, err := l.start(l.place.client, k, job{Connect: address, Workers: workers, Seed: l.r.Uint64(), Flip: l.flip})
+		c, err := l.start(l.place.client, k, job{Connect: address, Workers: workers, Seed: l.r.Uint64(), Blocking: l.blocking, Flip: l.flip})
 		if err != nil {
 			s.stop()
 			return err
@@ -419,6 +421,9 @@ func TestSoak(t *testing.T) {
 		}
 	}
 
+	lanes = append(lanes, &lane{ledger: book, name: "loopback, blocking", place: loopback, blocking: true,
+		cgroup: sessions["default queue"].CgroupFD(), r: rand.New(rand.NewPCG(r.Uint64(), 2))})
+
 	rounds := max(rests, int(soakFor.Seconds())/longest)
 	var first, last memory
 	start := time.Now()
@@ -557,7 +562,7 @@ func TestSoakControl(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	l := &lane{ledger: &ledger{}, name: "control", place: loopback, cgroup: int(f.Fd()), r: seeded(t)}
+	l := &lane{ledger: &ledger{}, name: "control", place: loopback, blocking: true, cgroup: int(f.Fd()), r: seeded(t)}
 	drive(t, []*lane{l}, time.Now().Add(3*time.Second))
 	if l.failed() == 0 {
 		t.Fatalf("the control passed: %d connections", l.sum.Connections)
