@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -266,7 +267,7 @@ func (a *agent) drive(over <-chan struct{}) {
 				}
 				c, err := a.dial()
 				if err != nil {
-					a.broke(client, plan{}, fmt.Errorf("connect: %w", err))
+					a.broke(nil, client, plan{}, fmt.Errorf("connect: %w", err))
 					time.Sleep(10 * time.Millisecond) // the server is dead, and this one about to be stopped
 					continue
 				}
@@ -314,12 +315,12 @@ func (a *agent) converse(c conn, me int, seed uint64) {
 		return e.streams()
 	}()
 	if err != nil {
-		a.broke(me, p, err)
+		a.broke(c, me, p, err)
 	}
 }
 
 // broke sorts out how a connection ended badly.
-func (a *agent) broke(me int, p plan, err error) {
+func (a *agent) broke(c conn, me int, p plan, err error) {
 	var d damage
 	text := fmt.Sprintf("%s, plan %+v: %v", []string{"client", "server"}[me], p, err)
 	if len(p.PingPong) > 3 {
@@ -333,7 +334,7 @@ func (a *agent) broke(me int, p plan, err error) {
 	case errors.As(err, &d):
 		a.tell(report{Failure: text})
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		a.tell(report{Failure: "hangs: " + text})
+		a.tell(report{Failure: "hangs: " + text + "\n" + sockets(c)})
 	case reset && p.Seed != 0 && p.Reset == 1-me:
 		a.count(func(t *totals) { t.WereReset++ })
 	case reset, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNREFUSED):
@@ -342,6 +343,22 @@ func (a *agent) broke(me int, p plan, err error) {
 	default:
 		a.tell(report{Failure: text})
 	}
+}
+
+// sockets says what the kernel knows of both ends of a connection that hangs.
+func sockets(c conn) string {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return ""
+	}
+	_, local, _ := net.SplitHostPort(tcp.LocalAddr().String())   //nolint:errcheck // the kernel's own text
+	_, remote, _ := net.SplitHostPort(tcp.RemoteAddr().String()) //nolint:errcheck // as above
+	filter := fmt.Sprintf("( sport = :%[1]s and dport = :%[2]s ) or ( sport = :%[2]s and dport = :%[1]s )", local, remote)
+	out, err := exec.Command("ss", "-Htanoimep", filter).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
 }
 
 var errAborted = errors.New("aborted as planned")

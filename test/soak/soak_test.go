@@ -488,13 +488,20 @@ func checkStats(t *testing.T, name string, s accel.Stats) {
 // empty wants nothing left of any connection in a session's tables.
 func empty(t *testing.T, name string, s *node.Session) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	var late []accel.Conn
+	start := time.Now()
+	for deadline := start.Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		conns, err := s.Conns()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(conns) == 0 {
+		if took := time.Since(start); len(conns) == 0 {
+			if late != nil {
+				t.Logf("%s: empty %v after the last process, the last was %+v", name, took.Round(time.Millisecond), late[0])
+			}
 			return
+		} else if took > time.Second {
+			late = conns
 		}
 		if time.Now().After(deadline) {
 			t.Errorf("%s: %d sockets left in the table at rest, such as %+v", name, len(conns), conns[0])
@@ -512,6 +519,9 @@ func settled(t *testing.T, round int, first memory) memory {
 			t.Fatal(err)
 		}
 		if round == 0 || m.tcp <= first.tcp+tcpGrowth && m.kernel <= first.kernel+kernelGrowth {
+			if took := patience - time.Until(deadline); took > time.Second {
+				t.Logf("memory settled after %v", took.Round(time.Millisecond))
+			}
 			return m
 		}
 		if time.Now().After(deadline) {
