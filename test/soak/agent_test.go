@@ -37,6 +37,7 @@ type job struct {
 const (
 	maxSize   = 1 << 20 // bytes of one direction of a connection
 	maxChunk  = 128 << 10
+	slowChunk = 12 << 10
 	period    = 1048573 // a prime: chunks of round sizes never fall on the same bytes again
 	magic     = 0x736f616b2d736f61
 	header    = 16
@@ -370,6 +371,7 @@ type end struct {
 	me         int
 	r          *rand.Rand // of the sending side
 	sent, got  int
+	pause      int // a slow reader sleeps when it has got this much
 	allSent    atomic.Bool
 	allGot     atomic.Bool
 	aborted    atomic.Bool
@@ -427,8 +429,11 @@ func (e *end) receive(n int, buf []byte) error {
 	for stop := e.got + n; e.got < stop; {
 		b := buf[:min(len(buf), stop-e.got)]
 		if e.Slow[e.me] {
-			time.Sleep(time.Millisecond)
-			b = b[:min(len(b), 12<<10)]
+			b = b[:min(len(b), slowChunk)]
+			if e.got >= e.pause {
+				time.Sleep(time.Millisecond)
+				e.pause = e.got + slowChunk
+			}
 		}
 		k, err := e.Read(b)
 		if err := e.check(b[:k]); err != nil {
@@ -496,7 +501,7 @@ func (e *end) streams() error {
 	}
 	received := make(chan error, 1)
 	go func() {
-		err := e.receive(e.Size[1-e.me], make([]byte, 1+rand.IntN(maxChunk)))
+		err := e.receive(e.Size[1-e.me], make([]byte, 64+rand.IntN(maxChunk)))
 		if err == nil {
 			e.allGot.Store(true)
 		}
