@@ -45,6 +45,7 @@ type program struct {
 }
 
 var programs = map[string]program{
+	"haproxy":               {needs: []string{"haproxy", "nginx"}, use: haproxyWith()},
 	"haproxy splice-auto":   {needs: []string{"haproxy", "nginx"}, use: haproxyWith("splice-auto"), joinedOnly: true, known: spliceAfterRecv},
 	"haproxy splice-always": {needs: []string{"haproxy", "nginx"}, use: haproxyWith("splice-request", "splice-response"), joinedOnly: true, known: spliceAfterRecv},
 	"go proxy":              {use: goProxy, joinedOnly: true},

@@ -379,8 +379,8 @@ func haproxyWith(options ...string) func(dir string) (outcome, error) {
 			}
 			spliced, err := haproxySpliced(filepath.Join(dir, "stats"))
 			out.Note += fmt.Sprintf(", %d bytes spliced by HAProxy", spliced)
-			if err == nil && spliced == 0 {
-				err = errors.New("HAProxy spliced nothing: this run shows nothing")
+			if err == nil && (spliced > 0) != (len(options) > 0) {
+				err = fmt.Errorf("HAProxy spliced %d bytes with the options %q: this run does not show what it says", spliced, options)
 			}
 			return err
 		}, []string{"", "nginx", "-p", dir, "-c", nginxFile, "-e", "stderr"}, []string{"", "haproxy", "-db", "-f", haproxyFile})
