@@ -82,9 +82,9 @@ func TestPrograms(t *testing.T) {
 			}
 			require(t, p.needs...)
 			var plain, short outcome
-			decode(t, command(t, helperCommand("program", name, programDir(t))...).succeed(t), &plain)
+			decode(t, commandWithin(t, 4*patience, helperCommand("program", name, programDir(t))...).succeed(t), &plain)
 			file := filepath.Join(t.TempDir(), "summary.json")
-			run := command(t, append([]string{shunt, "run", "--json", file, "--"}, helperCommand("program", name, programDir(t))...)...)
+			run := commandWithin(t, 4*patience, append([]string{shunt, "run", "--json", file, "--"}, helperCommand("program", name, programDir(t))...)...)
 			if status := run.run(t); status != 0 {
 				if p.known != "" {
 					t.Skipf("known limit, %s: %s", p.known, &run.err)

@@ -467,18 +467,21 @@ func TestSoak(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkStats(t, name, stats)
+		checkStats(t, name, stats, book.kills)
 	}
 }
 
-// checkStats wants a session that joined everything, failed nowhere and moved bytes.
-func checkStats(t *testing.T, name string, s accel.Stats) {
+// checkStats wants a session that failed nowhere, moved bytes, and can account for
+// every connection, except where a kill took the server's half in the middle of
+// the handshake: the client's was seen, and then neither joined nor refused.
+func checkStats(t *testing.T, name string, s accel.Stats, kills uint64) {
 	t.Helper()
 	refused := uint64(0)
 	for _, n := range s.NotJoined {
 		refused += n
 	}
-	if len(s.Faults) > 0 || s.Joined == 0 || s.Redirected.Bytes == 0 || s.Joined+refused != s.Connections {
+	if len(s.Faults) > 0 || s.Joined == 0 || s.Redirected.Bytes == 0 ||
+		s.Joined+refused > s.Connections || s.Joined+refused+kills < s.Connections {
 		t.Errorf("%s: %+v", name, s)
 	}
 	t.Logf("%s: %d of %d connections joined, not joined %v, left early %v; socket to socket %d MB in %d messages, by the stack %v; %d resets for unread bytes",
