@@ -17,7 +17,7 @@ ROOT    := $(if $(filter 0,$(shell id -u)),,sudo)
 PKG       ?= ./...
 TESTFLAGS ?=
 
-.PHONY: help build run test deps generate man lint bench bench-programs install clean
+.PHONY: help build run test soak deps generate man lint bench bench-programs install clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: deps ## install what the tests need, run all of them (root)
 	@go build -o bin/testcount ./internal/testcount
 	@SHUNT_REQUIRE_ALL=1 go test -json -count=1 -p 1 -timeout 20m \
 		$(if $(ROOT),-exec "sudo -E env PATH=$$PATH") $(TESTFLAGS) $(PKG) | bin/testcount
+
+soak: ## random traffic for 30 minutes, every byte checked (root); SOAK=2h for longer
+	@$(if $(ROOT),sudo -E env PATH=$$PATH) go test ./test/soak -v -count=1 -timeout 0 -run 'TestSoak$$' -soak.for $(or $(SOAK),30m)
 
 deps: ## install the apt packages that are missing
 	@scripts/deps.sh

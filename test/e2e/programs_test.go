@@ -108,6 +108,17 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
+// Without the proof that a reader uses recv, the proxy's splice(2) finds nothing:
+// the conversations above would notice.
+func TestProgramsControl(t *testing.T) {
+	require(t)
+	p := commandWithin(t, 2*patience, append([]string{shunt, "run", "-q", "--accept", "G5", "--"}, helperCommand("program", "go proxy", programDir(t))...)...)
+	if status := p.run(t); status == 0 {
+		t.Errorf("the Go proxy works without its guard: %s", &p.out)
+	}
+	t.Logf("%s", &p.err)
+}
+
 // checkShare asks for what shunt has to say of a program.
 func checkShare(t *testing.T, p program, a accel.Stats) {
 	t.Helper()

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -172,10 +173,13 @@ func throughProxy(address string, o *origin, out *outcome) error {
 		}
 	}
 	hashes := make([]string, len(all))
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(context.Background())
 	g.SetLimit(6)
 	for i, c := range all {
 		g.Go(func() (err error) {
+			if ctx.Err() != nil { // one failed: so will the others, and each takes its time
+				return nil
+			}
 			hashes[i], err = converse(address, c.kind, c.size)
 			return err
 		})
