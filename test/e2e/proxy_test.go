@@ -107,7 +107,7 @@ func (o *origin) serve(c *net.TCPConn) {
 		return
 	}
 	c.CloseWrite() //nolint:errcheck // as above
-	io.Copy(io.Discard, r)
+	io.Copy(io.Discard, r) //nolint:errcheck // as above
 }
 
 // converse has one conversation with an origin, through a proxy, and returns

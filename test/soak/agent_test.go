@@ -368,14 +368,13 @@ type end struct {
 	*agent
 	conn
 	plan
-	me         int
-	r          *rand.Rand // of the sending side
-	sent, got  int
-	pause      int // a slow reader sleeps when it has got this much
-	allSent    atomic.Bool
-	allGot     atomic.Bool
-	aborted    atomic.Bool
-	halfClosed bool
+	me        int
+	r         *rand.Rand // of the sending side
+	sent, got int
+	pause     int // a slow reader sleeps when it has got this much
+	allSent   atomic.Bool
+	allGot    atomic.Bool
+	aborted   atomic.Bool
 }
 
 func (e *end) stream(who int) uint64 { return e.Seed*2 + uint64(who) }
