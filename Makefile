@@ -21,7 +21,7 @@ TESTFLAGS ?=
 KERNELS     ?= 5.10 6.1 6.12 newest
 KERNELFLAGS ?=
 
-.PHONY: help build run test test-kernels deps generate man metrics lint bench bench-programs install packages clean
+.PHONY: help build run test soak test-kernels deps generate man metrics lint bench bench-programs install packages clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: deps ## install what the tests need, run all of them (root)
 test-kernels: ## run the tests on other kernels, in emulated machines (KERNELS; no root but to install QEMU)
 	@scripts/deps.sh kernels
 	@go run ./test/kernels $(KERNELFLAGS) $(KERNELS)
+
+soak: ## random traffic for 30 minutes, every byte checked (root); SOAK=2h for longer
+	@$(if $(ROOT),sudo -E env PATH=$$PATH) go test ./test/soak -v -count=1 -timeout 0 -run 'TestSoak$$' -soak.for $(or $(SOAK),30m)
 
 deps: ## install the apt packages that are missing
 	@scripts/deps.sh

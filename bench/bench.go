@@ -56,6 +56,11 @@ type Options struct {
 	CPUs     []string
 	RR       []int         // message sizes of request/response, bytes
 	Streams  []int         // write sizes of one-way streams, bytes
+	Bidir    []int         // write sizes of streams in both directions at once, bytes
+	Many     []int         // message sizes of request/response over 64 connections, bytes
+	Setup    []int         // message sizes, one each way, of connections that are made and closed, bytes
+	Remote   []int         // message sizes of request/response with a server that is not accelerated, bytes
+	Cells    string        // measure only cells with this in their name, as in the report
 	Rounds   int           // samples of each mode in each cell
 	Duration time.Duration // window of a sample
 	Warmup   time.Duration // before each window
@@ -85,6 +90,44 @@ func DefaultOptions() Options {
 	}
 }
 
+// GoalOptions are the cells that shunt's goals speak of; it takes about a quarter of an hour.
+func GoalOptions() Options {
+	o := DefaultOptions()
+	o.Modes = []string{ModePlain, ModeAccel}
+	sizes := []int{64, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20}
+	o.RR, o.Streams, o.Bidir, o.Many = sizes, sizes, sizes, sizes
+	o.Setup, o.Remote = []int{64}, []int{64}
+	return o
+}
+
+// workloads with their sizes, in the order of the report.
+func (o *Options) workloads() []workloadSizes {
+	return []workloadSizes{
+		{WorkloadRR, o.RR}, {WorkloadStream, o.Streams}, {WorkloadBidir, o.Bidir},
+		{WorkloadMany, o.Many}, {WorkloadSetup, o.Setup}, {WorkloadRemote, o.Remote},
+	}
+}
+
+type workloadSizes struct {
+	name  string
+	sizes []int
+}
+
+// cells of a place that are to be measured.
+func (o *Options) cells(place string) (cells []Cell) {
+	for _, layout := range o.CPUs {
+		for _, w := range o.workloads() {
+			for _, size := range w.sizes {
+				c := Cell{Place: place, CPUs: layout, Workload: w.name, Size: size}
+				if strings.Contains(c.String(), o.Cells) {
+					cells = append(cells, c)
+				}
+			}
+		}
+	}
+	return cells
+}
+
 // peerTimeout bounds every wait of a peer, and how long a sample may overrun.
 const peerTimeout = 5 * time.Second
 
@@ -109,13 +152,22 @@ func (o *Options) Check() error {
 			}
 		}
 	}
-	if len(o.RR)+len(o.Streams) == 0 {
-		return errors.New("no sizes given")
-	}
-	for _, size := range slices.Concat(o.RR, o.Streams) {
-		if size < minSize || size > 16<<20 {
-			return fmt.Errorf("size %d: want %d to %d bytes", size, minSize, 16<<20)
+	for _, w := range o.workloads() {
+		for _, size := range w.sizes {
+			if size < minSize || size > 16<<20 {
+				return fmt.Errorf("size %d: want %d to %d bytes", size, minSize, 16<<20)
+			}
 		}
+	}
+	total := 0
+	for _, place := range o.Places {
+		total += len(o.cells(place))
+	}
+	if total == 0 {
+		return errors.New("no sizes given, or no cell is called so")
+	}
+	if o.Blocking && len(o.Bidir)+len(o.Many)+len(o.Setup) > 0 {
+		return fmt.Errorf("blocking calls: only %s, %s and %s can do with them", WorkloadRR, WorkloadStream, WorkloadRemote)
 	}
 	if o.Rounds < 1 {
 		return fmt.Errorf("%d rounds: want at least 1", o.Rounds)
@@ -193,15 +245,7 @@ func (r *runner) place(ctx context.Context, name string) (_ []Cell, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, at.close()) }()
-	var cells []Cell
-	for _, layout := range r.CPUs {
-		for _, size := range r.RR {
-			cells = append(cells, Cell{Place: name, CPUs: layout, Workload: WorkloadRR, Size: size})
-		}
-		for _, size := range r.Streams {
-			cells = append(cells, Cell{Place: name, CPUs: layout, Workload: WorkloadStream, Size: size})
-		}
-	}
+	cells := r.cells(name)
 	for i := range cells {
 		if err := r.cell(ctx, at, &cells[i]); err != nil {
 			return nil, err
@@ -218,8 +262,11 @@ func (r *runner) cell(ctx context.Context, at *place, c *Cell) error {
 		for i := range c.Paths {
 			path := &c.Paths[i]
 			if r.Progress != nil {
-				total := len(r.Places) * len(r.CPUs) * (len(r.RR) + len(r.Streams)) * r.Rounds * len(r.Modes)
-				r.Progress(Progress{r.done, total, c.String() + " " + path.Mode})
+				total := 0
+				for _, place := range r.Places {
+					total += len(r.cells(place))
+				}
+				r.Progress(Progress{r.done, total * r.Rounds * len(r.Modes), c.String() + " " + path.Mode})
 			}
 			s, err := r.sample(ctx, at, c, path.Mode)
 			if err != nil {
@@ -275,7 +322,7 @@ func (r *runner) setUp(mode string) (dir string, down func() error, err error) {
 	return dir, down, nil
 }
 
-func (r *runner) measure(ctx context.Context, at *place, c *Cell, mode, dir string) (*PeerResult, error) {
+func (r *runner) measure(ctx context.Context, at *place, c *Cell, mode, dir string) (_ *PeerResult, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.Warmup+r.Duration+3*peerTimeout)
 	defer cancel()
 	group, err := os.Open(dir)
@@ -295,7 +342,19 @@ func (r *runner) measure(ctx context.Context, at *place, c *Cell, mode, dir stri
 		serverCPU = r.cpus[1]
 	}
 
-	server, err := r.start(ctx, c, "server", group, at.server, serverCPU, addr)
+	serverGroup := group
+	if c.Workload == WorkloadRemote {
+		other, makeErr := r.groups.make()
+		if makeErr != nil {
+			return nil, makeErr
+		}
+		defer func() { err = errors.Join(err, removeCgroup(other)) }()
+		if serverGroup, err = os.Open(other); err != nil {
+			return nil, fmt.Errorf("open a cgroup: %w", err)
+		}
+		defer serverGroup.Close()
+	}
+	server, err := r.start(ctx, c, "server", serverGroup, at.server, serverCPU, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -334,8 +393,12 @@ type child struct {
 }
 
 func (r *runner) start(ctx context.Context, c *Cell, role string, group, ns *os.File, cpu int, addr string) (*child, error) {
+	workload := c.Workload
+	if workload == WorkloadRemote { // what differs is only where the server is
+		workload = WorkloadRR
+	}
 	args := []string{
-		PeerCommand, role, "--address", addr, "--workload", c.Workload, "--size", strconv.Itoa(c.Size),
+		PeerCommand, role, "--address", addr, "--workload", workload, "--size", strconv.Itoa(c.Size),
 		"--warmup", r.Warmup.String(), "--duration", r.Duration.String(), "--timeout", peerTimeout.String(),
 		"--cpus", strconv.Itoa(cpu), "--blocking=" + strconv.FormatBool(r.Blocking),
 	}

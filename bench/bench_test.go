@@ -47,16 +47,22 @@ func TestRunMovesVerifiedBytes(t *testing.T) {
 				CPUs:     []string{CPUsOne},
 				RR:       []int{64, 16384},
 				Streams:  []int{4096, 100_003},
+				Remote:   []int{64},
 				Rounds:   1,
 				Duration: 100 * time.Millisecond,
 				Warmup:   10 * time.Millisecond,
 				Blocking: blocking,
 			}
+			want := 2 * 5
+			if !blocking { // one event loop at either end
+				o.Bidir, o.Many, o.Setup = []int{64, 100_003}, []int{64, 100_003}, []int{64}
+				want += 2 * 5
+			}
 			report, err := Run(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := 2 * 4; len(report.Cells) != want {
+			if len(report.Cells) != want {
 				t.Fatalf("%d cells, want %d", len(report.Cells), want)
 			}
 			for i := range report.Cells {
@@ -109,6 +115,8 @@ func TestCheckRefuses(t *testing.T) {
 		"no rounds":      func(o *Options) { o.Rounds = 0 },
 		"no window":      func(o *Options) { o.Duration = 0 },
 		"no accelerator": func(o *Options) { o.Accel = nil },
+		"no such cell":   func(o *Options) { o.Cells = "moon" },
+		"blocking loops": func(o *Options) { o.Blocking, o.Many = true, []int{64} },
 	} {
 		o := DefaultOptions()
 		o.Accel = func() (Accelerated, error) { return nil, nil }
@@ -118,6 +126,23 @@ func TestCheckRefuses(t *testing.T) {
 		if spoil(&o); o.Check() == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+func TestCellsFilter(t *testing.T) {
+	o := GoalOptions()
+	all := len(o.cells(PlaceLoopback))
+	if want := 2 * (4*7 + 2); all != want {
+		t.Fatalf("%d cells of the goals, want %d", all, want)
+	}
+	o.Cells = "one CPU, bidir"
+	for _, c := range o.cells(PlaceLoopback) {
+		if c.CPUs != CPUsOne || c.Workload != WorkloadBidir {
+			t.Errorf("%v is not called so", &c)
+		}
+	}
+	if n := len(o.cells(PlaceLoopback)); n != 7 {
+		t.Errorf("%d cells left, want 7", n)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,11 @@ const PeerCommand = "bench-peer"
 const (
 	WorkloadRR     = "rr"     // request and response of the same size, one at a time
 	WorkloadStream = "stream" // one direction, writes of a fixed size
+	WorkloadBidir  = "bidir"  // a stream in both directions at once
+	WorkloadMany   = "rr×64"  // request and response on 64 connections, one event loop at either end
+	WorkloadSetup  = "setup"  // connect, one request and response, close
+	// rr to a server that is not accelerated: what it costs others
+	WorkloadRemote = "remote"
 )
 
 const (
@@ -37,11 +43,11 @@ const (
 )
 
 // PeerResult is what the client prints, one JSON line. The window is the time
-// after the warm-up, taken at the client for rr and at the receiver for stream.
+// after the warm-up, taken at the client, for streams at each receiver.
 type PeerResult struct {
 	Workload string  `json:"workload"`
 	Size     int     `json:"size"`           // bytes per message
-	Rate     float64 `json:"rate"`           // rr: round trips per second; stream: bytes per second
+	Rate     float64 `json:"rate"`           // round trips or connections per second; streams: bytes per second, bidir of both directions
 	Seconds  float64 `json:"seconds"`        // length of the window
 	Verified uint64  `json:"verified_bytes"` // received, counted and checked, warm-up included
 }
@@ -80,7 +86,7 @@ func PeerMain(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet(PeerCommand, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&p.addr, "address", "tcp:127.0.0.1:0", "tcp:IP:PORT or unix:PATH")
-	flags.StringVar(&p.workload, "workload", WorkloadRR, "rr or stream")
+	flags.StringVar(&p.workload, "workload", WorkloadRR, "rr, stream, bidir, rr×64 or setup")
 	flags.IntVar(&p.size, "size", 64, "bytes per message")
 	flags.DurationVar(&p.warmup, "warmup", 50*time.Millisecond, "time before the window")
 	flags.DurationVar(&p.duration, "duration", time.Second, "length of the window")
@@ -98,8 +104,13 @@ func PeerMain(args []string, out io.Writer) error {
 	if p.size < minSize {
 		return fmt.Errorf("%s: size %d is below %d", PeerCommand, p.size, minSize)
 	}
-	if p.workload != WorkloadRR && p.workload != WorkloadStream {
+	single := p.workload == WorkloadRR || p.workload == WorkloadStream
+	if !single && !slices.Contains([]string{WorkloadBidir, WorkloadMany, WorkloadSetup}, p.workload) {
 		return fmt.Errorf("%s: no workload %q", PeerCommand, p.workload)
+	}
+
+	if p.blocking && !single {
+		return fmt.Errorf("%s: %s is for event loops only", PeerCommand, p.workload)
 	}
 
 	runtime.LockOSThread()
@@ -128,31 +139,54 @@ func (p *peer) serve() error {
 	if err := json.NewEncoder(p.out).Encode(peerHello{bound}); err != nil {
 		return err
 	}
+	switch p.workload {
+	case WorkloadMany:
+		return p.echoMany(listener)
+	case WorkloadSetup:
+		return p.serveSetUps(listener)
+	}
 	s, err := accept(listener, family, p.blocking, p.timeout)
 	if err != nil {
 		return err
 	}
-	if p.workload == WorkloadRR {
+	switch p.workload {
+	case WorkloadRR:
 		return p.echo(s)
+	case WorkloadBidir:
+		return p.both(s, nil)
 	}
 	return p.sink(s)
 }
 
 func (p *peer) drive() error {
-	s, err := connect(p.addr, p.blocking, p.timeout)
-	if err != nil {
-		return err
-	}
 	r := PeerResult{Workload: p.workload, Size: p.size}
-	if p.workload == WorkloadRR {
-		err = p.ping(s, &r)
-	} else {
-		err = p.source(s, &r)
+	var err error
+	switch p.workload {
+	case WorkloadMany:
+		err = p.pingMany(&r)
+	case WorkloadSetup:
+		err = p.setUp(&r)
+	default:
+		err = p.driveOne(&r)
 	}
 	if err != nil {
 		return err
 	}
 	return json.NewEncoder(p.out).Encode(r)
+}
+
+func (p *peer) driveOne(r *PeerResult) error {
+	s, err := connect(p.addr, p.blocking, p.timeout)
+	if err != nil {
+		return err
+	}
+	switch p.workload {
+	case WorkloadRR:
+		return p.ping(s, r)
+	case WorkloadBidir:
+		return p.both(s, r)
+	}
+	return p.source(s, r)
 }
 
 // ping sends a message and waits for it to come back, until the time is over.

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Report is the outcome of a run. Rates are round trips per second for rr and
-// bytes per second, counted at the receiver, for stream.
+// Report is the outcome of a run. Rates are round trips per second, connections
+// per second for setup, and bytes per second, counted at the receiver, for
+// streams; bidir counts both directions.
 type Report struct {
 	Kernel   string    `json:"kernel"` // uname -r
 	Arch     string    `json:"arch"`
@@ -171,6 +172,61 @@ func (r *Report) WriteTable(w io.Writer) error {
 	return t.Flush()
 }
 
+// Goals: the least median ratio to plain TCP in a cell.
+const (
+	goalAny      = 0.97 // never slower
+	goalSetup    = 0.95
+	goalRemote   = 0.99 // others pay next to nothing
+	goalLoopback = 1.5  // the smallest request/response, on one CPU
+	goalVeth     = 1.8
+	goalSize     = 64 // bytes
+)
+
+// Goal is the least median ratio to plain TCP that accelerated TCP is to have here.
+func (c *Cell) Goal() float64 {
+	switch {
+	case c.Workload == WorkloadSetup:
+		return goalSetup
+	case c.Workload == WorkloadRemote:
+		return goalRemote
+	case c.Workload == WorkloadRR && c.Size == goalSize && c.CPUs == CPUsOne && c.Place == PlaceLoopback:
+		return goalLoopback
+	case c.Workload == WorkloadRR && c.Size == goalSize && c.CPUs == CPUsOne:
+		return goalVeth
+	}
+	return goalAny
+}
+
+// WriteGoals says which cells miss their goal. It prints nothing if plain and
+// accelerated TCP were not both measured.
+func (r *Report) WriteGoals(w io.Writer) error {
+	var missed []string
+	judged := 0
+	for i := range r.Cells {
+		c := &r.Cells[i]
+		accel, plain := c.path(ModeAccel), c.path(ModePlain)
+		if accel == nil || plain == nil {
+			continue
+		}
+		judged++
+		if accel.ToPlain == nil {
+			missed = append(missed, fmt.Sprintf("  %v: every sample failed, want %.2f×", c, c.Goal()))
+		} else if ratio := accel.ToPlain; ratio.Median < c.Goal() {
+			missed = append(missed, fmt.Sprintf("  %v: %.2f× (%.2f–%.2f), want %.2f×", c, ratio.Median, ratio.Min, ratio.Max, c.Goal()))
+		}
+	}
+	if judged == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "\n%d of %d cells miss their goal\n", len(missed), judged)
+	for _, m := range missed {
+		if err == nil {
+			_, err = fmt.Fprintln(w, m)
+		}
+	}
+	return err
+}
+
 func (c *Cell) title() string {
 	title := "loopback"
 	if c.Place == PlaceVeth {
@@ -198,7 +254,7 @@ func (p *Path) format(workload string) string {
 
 func formatRate(workload string, rate float64) string {
 	unit := "/s"
-	if workload == WorkloadStream {
+	if workload == WorkloadStream || workload == WorkloadBidir {
 		unit = "B/s"
 	}
 	for _, prefix := range []string{"", "k", "M"} {

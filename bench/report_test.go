@@ -122,6 +122,36 @@ Compared with plain TCP, the accelerated path was faster for requests of 64 B (1
 	}
 }
 
+func TestGoals(t *testing.T) {
+	r := Report{Cells: []Cell{
+		cell(WorkloadRR, 64, samples(100), samples(149)),
+		cell(WorkloadRR, 1024, samples(100), samples(97)),
+		cell(WorkloadStream, 64, samples(100), samples(96)),
+		cell(WorkloadBidir, 64, samples(100), samples(0)),
+		cell(WorkloadSetup, 64, samples(100), samples(95)),
+		cell(WorkloadRemote, 64, samples(100), samples(98)),
+		{Place: PlaceLoopback, Paths: []Path{{Mode: ModePlain}}}, // nothing to compare
+	}}
+	var got bytes.Buffer
+	if err := r.WriteGoals(&got); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+4 of 6 cells miss their goal
+  loopback, one CPU, rr 64 B: 1.49× (1.49–1.49), want 1.50×
+  loopback, one CPU, stream 64 B: 0.96× (0.96–0.96), want 0.97×
+  loopback, one CPU, bidir 64 B: every sample failed, want 0.97×
+  loopback, one CPU, remote 64 B: 0.98× (0.98–0.98), want 0.99×
+`
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
+	}
+	c := Cell{Place: PlaceVeth, CPUs: CPUsOne, Workload: WorkloadRR, Size: 64}
+	if c.Goal() != goalVeth {
+		t.Errorf("veth has the goal %v", c.Goal())
+	}
+}
+
 func TestDemoRefusesFailedSamples(t *testing.T) {
 	r := Report{Cells: []Cell{cell(WorkloadRR, 64, samples(1, 1), samples(1, 0))}}
 	if err := r.WriteDemo(&bytes.Buffer{}); err == nil {

@@ -124,7 +124,7 @@ func listen(addr string, blocking bool, deadline time.Duration) (fd, family int,
 	if err := unix.Bind(fd, sa); err != nil {
 		return -1, 0, "", fmt.Errorf("bind to %s: %w", addr, err)
 	}
-	if err := unix.Listen(fd, 16); err != nil {
+	if err := unix.Listen(fd, 2*manyConnections); err != nil {
 		return -1, 0, "", fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	if sa, err = unix.Getsockname(fd); err != nil {

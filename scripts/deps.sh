@@ -6,9 +6,10 @@ set -euo pipefail
 packages=(
 	clang-19 llvm-19 libbpf-dev # BPF; the committed objects are built with exactly this clang
 	redis-server redis-tools nginx wrk tcpdump
+	haproxy socat postgresql iperf3
 	iproute2 procps curl
 )
-services=(redis-server nginx)
+services=(redis-server nginx haproxy postgresql iperf3)
 case ${1-} in
 '') ;;
 kernels) packages=(qemu-system-x86 busybox-static kmod xz-utils debian-archive-keyring) services=() ;;

@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,22 +31,41 @@ func newBench() *cobra.Command {
 func newBenchAccel() *cobra.Command {
 	o := bench.DefaultOptions()
 	var format string
+	var goals bool
 	cmd := &cobra.Command{
 		Use:   "accel",
 		Short: "Measure plain TCP, accelerated TCP, a unix socket and the unguarded control in turn",
 		Long: "Measures plain TCP, accelerated TCP, a unix socket, and a control that redirects everything without a guard\n" +
 			"(it loses data elsewhere; here every byte is checked), in turn: A B C D A B C D. Shows medians, and the ratio to\n" +
-			"plain TCP within a round. Everything takes about six minutes; restrict it with the flags. Needs root.",
+			"plain TCP within a round; at the end, which cells miss shunt's goals. It takes about six minutes; restrict it\n" +
+			"with the flags, or measure every cell that the goals speak of with --goals. Needs root.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "table" && format != "json" {
 				return fmt.Errorf("unknown output format %q: use -o table or -o json", format)
 			}
-			// Sizes of one workload alone mean: only that workload.
-			if rr, streams := cmd.Flags().Changed("rr"), cmd.Flags().Changed("streams"); rr && !streams {
-				o.Streams = nil
-			} else if streams && !rr {
-				o.RR = nil
+			sizes := map[string]*[]int{
+				"rr": &o.RR, "streams": &o.Streams, "bidir": &o.Bidir, "many": &o.Many, "setup": &o.Setup, "remote": &o.Remote,
+			}
+			g := bench.GoalOptions()
+			all := map[string][]int{
+				"rr": g.RR, "streams": g.Streams, "bidir": g.Bidir, "many": g.Many, "setup": g.Setup, "remote": g.Remote,
+			}
+			some := false
+			for name := range sizes {
+				some = some || cmd.Flags().Changed(name)
+			}
+			for name, s := range sizes {
+				switch {
+				case cmd.Flags().Changed(name):
+				case some: // sizes of some workloads mean: only those
+					*s = nil
+				case goals:
+					*s = all[name]
+				}
+			}
+			if goals && !cmd.Flags().Changed("modes") {
+				o.Modes = g.Modes
 			}
 			report, err := runBench(cmd, o)
 			if err != nil {
@@ -57,7 +77,7 @@ func newBenchAccel() *cobra.Command {
 				enc.SetIndent("", "  ")
 				err = enc.Encode(report)
 			} else {
-				err = report.WriteTable(cmd.OutOrStdout())
+				err = errors.Join(report.WriteTable(cmd.OutOrStdout()), report.WriteGoals(cmd.OutOrStdout()))
 			}
 			if err != nil {
 				return fmt.Errorf("print the report: %w", err)
@@ -70,8 +90,14 @@ func newBenchAccel() *cobra.Command {
 	flags.StringSliceVar(&o.Modes, "modes", o.Modes, "paths to measure: plain, accel, unix, naive")
 	flags.StringSliceVar(&o.Places, "places", o.Places, "where client and server are: loopback, veth")
 	flags.StringSliceVar(&o.CPUs, "cpus", o.CPUs, "client and server on one CPU, or on two: one, two")
-	flags.IntSliceVar(&o.RR, "rr", o.RR, "message sizes of request/response, bytes; without --streams: no streams")
-	flags.IntSliceVar(&o.Streams, "streams", o.Streams, "write sizes of streams, bytes; without --rr: no request/response")
+	flags.IntSliceVar(&o.RR, "rr", o.RR, "message sizes of request/response, bytes; sizes of some workloads mean: only those")
+	flags.IntSliceVar(&o.Streams, "streams", o.Streams, "write sizes of streams, bytes")
+	flags.IntSliceVar(&o.Bidir, "bidir", nil, "write sizes of streams in both directions at once, bytes")
+	flags.IntSliceVar(&o.Many, "many", nil, "message sizes of request/response over 64 connections, bytes")
+	flags.IntSliceVar(&o.Setup, "setup", nil, "message sizes, one each way, of connections that are made and closed, bytes")
+	flags.IntSliceVar(&o.Remote, "remote", nil, "message sizes of request/response with a server that is not accelerated, bytes")
+	flags.BoolVar(&goals, "goals", false, "all cells that the goals speak of: every workload, 64 B to 1 MiB, plain and accelerated only; about a quarter of an hour")
+	flags.StringVar(&o.Cells, "cells", "", "only cells with this in their name, such as \"veth, one CPU, rr\"")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "samples of each path")
 	flags.DurationVar(&o.Duration, "duration", o.Duration, "length of a sample")
 	flags.BoolVar(&o.Blocking, "blocking", false, "blocking calls instead of epoll; accelerated although a signal may then interrupt a read")

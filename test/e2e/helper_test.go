@@ -50,6 +50,8 @@ func helper(name string, args []string) error {
 		return transfer()
 	case "redis":
 		return redis(args)
+	case "program":
+		return runProgram(args)
 	case "nginx":
 		return nginx(args)
 	}
@@ -359,7 +361,10 @@ func server(ready string, argv ...string) (stop func() error, err error) {
 			said = append(said, sc.Text())
 			mu.Unlock()
 			if ready != "" && strings.Contains(sc.Text(), ready) {
-				up <- true
+				select {
+				case up <- true:
+				default: // it says so again and again
+				}
 			}
 		}
 		ended <- cmd.Wait()

@@ -101,7 +101,12 @@ type process struct {
 // when the test ends or patience does.
 func command(t *testing.T, argv ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	return commandWithin(t, patience, argv...)
+}
+
+func commandWithin(t *testing.T, limit time.Duration, argv ...string) *process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	p := &process{Cmd: exec.CommandContext(ctx, argv[0], argv[1:]...)}
 	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	p.Stdout, p.Stderr = &p.out, &p.err

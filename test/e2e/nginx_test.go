@@ -316,9 +316,15 @@ func TestNginx(t *testing.T) {
 	for use := range nginxUses {
 		t.Run(use, func(t *testing.T) {
 			ports := []string{strconv.Itoa(freePort(t)), strconv.Itoa(freePort(t))}
+			var plain nginxReport
+			decode(t, command(t, helperCommand("nginx", use, t.TempDir(), ports[0], ports[1])...).succeed(t), &plain)
 			out, s := acceleratedWith(t, flags, helperCommand("nginx", use, t.TempDir(), ports[0], ports[1])...)
 			var report nginxReport
 			decode(t, out, &report)
+			// How often wrk asked is a matter of speed; its bodies were all compared.
+			if bodies := func(r nginxReport) uint64 { return r.Body - r.Requests*uint64(len(small)) }; bodies(plain) != bodies(report) || bodies(plain) == 0 {
+				t.Errorf("bodies of %d bytes without shunt, %d with", bodies(plain), bodies(report))
+			}
 			a, stack := s.Accel, s.Accel.StackTotal()
 			var blocking uint64
 			if report.Requests > 0 {
