@@ -39,7 +39,8 @@ var zerocopyReceive = Case{
 				e.Say("TCP_ZEROCOPY_RECEIVE", errname(errno))
 				return
 			}
-			e.Say("TCP_ZEROCOPY_RECEIVE", fmt.Sprintf("%d bytes mapped or to copy, error %d", zc.length+zc.skip, zc.err))
+			// How many depends on how they were cut into segments.
+			e.Say("TCP_ZEROCOPY_RECEIVE", fmt.Sprintf("bytes mapped or to copy: %v, error %d", zc.length+zc.skip > 0, zc.err))
 			s.got += int64(zc.length)
 			e.Say("server reads the rest", s.read(size-int(zc.length)) == fmt.Sprintf("%d bytes", size-int(zc.length)))
 		}

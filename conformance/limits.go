@@ -15,13 +15,6 @@ type limit struct {
 // limits is the whole list: keep it short, and the entries true. A case that is
 // here and does not differ is reported as what it is, and its entry can go.
 var limits = []limit{
-	// Until detection lands in the kernel half; each is to leave for plain TCP then.
-	{"splice-after-recv", nonBlocking, "server splices", untilDetected + "splice after recv"},
-	{"splice-after-recv-idle", nonBlocking, "server splices", untilDetected + "splice after recv"},
-	{"tcp-inq", nonBlocking, "server reads", untilDetected + "TCP_INQ"},
-	{"timestamps", nonBlocking, "server reads", untilDetected + "receive timestamps"},
-	{"zerocopy-receive", nonBlocking, "TCP_ZEROCOPY_RECEIVE", untilDetected + "TCP_ZEROCOPY_RECEIVE"},
-
 	// The kernel's sockmap, whatever shunt does.
 	{"fionread-new", nonBlocking, "FIONREAD", fionread},
 	{"fionread-mixed", nonBlocking, "FIONREAD", fionread},
@@ -35,6 +28,7 @@ var limits = []limit{
 	{"tcp-info-bytes", Level, "bytes_received", sockmapReads + "TCP_INFO counts what the stack carried"},
 
 	// shunt's own, in docs/accel.md, "Known limits".
+	{"splice-after-recv", nonBlocking, "server|client", "reset, for redirected bytes wait: docs/accel.md, splice after recv"},
 	{"turned-blocking", Level, "server reads", "noticed at the next message: docs/accel.md, a socket turned to blocking mode"},
 	{"accepted-blocking", Level, "server reads", "noticed at the next message: docs/accel.md, the first read of an accepted blocking socket"},
 	{"edge-short-read-full", Edge, "server reads", "docs/accel.md, edge-triggered readers that take a short read for drained"},
@@ -42,10 +36,9 @@ var limits = []limit{
 }
 
 const (
-	untilDetected = "until detection lands: "
-	fionread      = "this kernel miscounts FIONREAD: docs/accel.md and decision 006"
-	urgentData    = "urgent data arrives as ordinary bytes: docs/accel.md, MSG_OOB"
-	sockmapReads  = "the kernel's sockmap (docs/conformance.md): "
+	fionread     = "this kernel miscounts FIONREAD: docs/accel.md and decision 006"
+	urgentData   = "urgent data arrives as ordinary bytes: docs/accel.md, MSG_OOB"
+	sockmapReads = "the kernel's sockmap (docs/conformance.md): "
 )
 
 func limitOf(name string, m Mode) (limit, bool) {
