@@ -5,6 +5,7 @@ set -euo pipefail
 packages=(
 	clang-19 llvm-19 libbpf-dev # BPF; the committed objects are built with exactly this clang
 	redis-server redis-tools nginx wrk tcpdump
+	tshark
 	iproute2 procps curl
 )
 services=(redis-server nginx)

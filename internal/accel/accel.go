@@ -80,7 +80,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
 	}
 	for name, m := range p.coll.Maps {
-		if m.Type() == ebpf.Array { // .rodata lives as long as its programs
+		if strings.HasPrefix(name, ".") { // .rodata lives as long as its programs
 			continue
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {

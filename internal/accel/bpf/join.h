@@ -204,6 +204,7 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 	peer->peer_sk = (u64)tp;
 	/* The cookie publishes the pair: it must be the last word. */
 	__sync_val_compare_and_swap(&peer->peer_cookie, 0, cookie);
+	tap_joined(peer);
 	s = stats();
 	if (s)
 		count(&s->joined, 1);
@@ -306,6 +307,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 			count(&s->messages[ROUTE_REDIRECT], own->redirected_msgs);
 			count(&s->bytes[ROUTE_REDIRECT], own->redirected_bytes);
 		}
+		tap_closed(own);
 		bpf_map_delete_elem(&shunt_conns, &cookie);
 		break;
 	case BPF_TCP_FIN_WAIT1:
