@@ -22,7 +22,7 @@ const (
 	// call KeepOn: that long after its death everything is off again.
 	TapPatience = 3 * time.Second
 
-	messagesBuffer = 16 << 20  // bytes; a second of 15 MB/s, or 5 ms of the fastest stream
+	messagesBuffer = 16 << 20  // bytes
 	pairsBuffer    = 256 << 10 // bytes
 )
 

@@ -59,6 +59,7 @@ When it is killed, the kernel half stops writing within 3 seconds.`,
 				return errors.New("where to? Use: shunt tap -w FILE, or -w - for standard output")
 			}
 			opts.Snaplen, opts.Version = snaplen, version
+			opts.Ready = func(n int) { fmt.Fprintf(cmd.ErrOrStderr(), "shunt: tapping %d instances; ^C ends\n", n) }
 			return tap(cmd, opts, file, during)
 		},
 	}
@@ -66,6 +67,7 @@ When it is killed, the kernel half stops writing within 3 seconds.`,
 	cmd.Flags().Uint32Var(&snaplen, "snaplen", defaultSnaplen, "keep at most this many bytes of payload of each packet")
 	cmd.Flags().DurationVar(&during, "for", 0, "end after this time, as 30s")
 	cmd.Flags().Uint64Var(&opts.Count, "count", 0, "end after this many packets with payload")
+	cmd.Flags().StringVar(&opts.Instance, "instance", "", "only this instance, as shunt status names it")
 	return cmd
 }
 
@@ -131,12 +133,13 @@ func isTerminal(f *os.File) bool {
 // followPairs is `shunt accel --follow`.
 func followPairs(cmd *cobra.Command, format string, during time.Duration) error {
 	out := cmd.OutOrStdout()
+	head := func(int) {} // printed when nothing is missed any more
 	var line func(p node.PairEvent) error
 	switch format {
 	case "table":
 		// Columns cannot be aligned ahead of what comes.
 		const columns = "%-15s %-6s %-22s %-22s %-20s %-20s %s\n"
-		fmt.Fprintf(out, columns, "TIME", "EVENT", "LOCAL", "REMOTE", "PROCESS", "PEER", "REASON")
+		head = func(int) { fmt.Fprintf(out, columns, "TIME", "EVENT", "LOCAL", "REMOTE", "PROCESS", "PEER", "REASON") }
 		line = func(p node.PairEvent) error {
 			_, err := fmt.Fprintf(out, columns, p.Time.Format("15:04:05.000000"), p.Event, p.Local, p.Remote, dash(p.Process), dash(p.Peer), dash(p.Reason))
 			return err
@@ -150,7 +153,7 @@ func followPairs(cmd *cobra.Command, format string, during time.Duration) error 
 	}
 	ctx, stop := untilInterrupted(cmd.Context(), during)
 	defer stop()
-	lost, err := node.Follow(ctx, line)
+	lost, err := node.Follow(ctx, head, line)
 	if lost > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "shunt: %d joins and leaves dropped because the buffer was full\n", lost)
 	}

@@ -36,10 +36,12 @@ const (
 
 // TapOptions of Tap.
 type TapOptions struct {
-	Filter  accel.TapFilter
-	Snaplen uint32 // payload bytes kept of each packet
-	Count   uint64 // packets with payload after which it ends; 0: no end
-	Version string // of the program, for the file
+	Filter   accel.TapFilter
+	Snaplen  uint32 // payload bytes kept of each packet
+	Count    uint64 // packets with payload after which it ends; 0: no end
+	Instance string // only this one; "": all
+	Version  string // of the program, for the file
+	Ready    func(instances int)
 }
 
 // TapSummary is what a tap did.
@@ -65,6 +67,8 @@ type reading struct {
 type readings struct {
 	make  func(dir string) (*accel.Tap, error)
 	all   map[string]*reading
+	only  string // name of the only instance to read; "": all
+	ready func(instances int)
 	tick  time.Time
 	clock time.Duration // wall clock minus monotonic clock
 	lost  accel.Lost    // by instances that are gone
@@ -78,6 +82,7 @@ func (r *readings) look() (err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("look for instances: %w", err)
 	}
+	var refused error
 	there := map[string]bool{}
 	defer func() {
 		for name := range r.all {
@@ -88,8 +93,13 @@ func (r *readings) look() (err error) {
 	}()
 	for _, e := range entries {
 		name := e.Name()
+		if r.only != "" && name != r.only {
+			continue
+		}
 		there[name] = true
-		if in := r.all[name]; in != nil {
+		if in, known := r.all[name]; known && in == nil {
+			continue // said already
+		} else if known {
 			if err := in.tap.KeepOn(); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -99,9 +109,10 @@ func (r *readings) look() (err error) {
 		if errors.Is(err, os.ErrNotExist) { // just made, or just gone
 			continue
 		}
-		if errors.Is(err, accel.ErrNoTap) {
+		if errors.Is(err, accel.ErrNoTap) || errors.Is(err, accel.ErrTapped) {
 			slog.Warn("not every instance can be read", "err", err)
 			r.all[name] = nil
+			refused = err
 			continue
 		}
 		if err != nil {
@@ -109,6 +120,17 @@ func (r *readings) look() (err error) {
 		}
 		r.all[name] = &reading{tap: tap, wire: accel.NewWire(), name: name, ifaces: map[uint64]int{}}
 	}
+	if r.ready == nil {
+		return nil
+	}
+	if r.open() == 0 && refused != nil { // there is something, but not for us
+		return refused
+	}
+	if r.only != "" && !there[r.only] {
+		return fmt.Errorf("no instance %s is loaded; see shunt status", r.only)
+	}
+	r.ready(r.open())
+	r.ready = nil
 	return nil
 }
 
@@ -233,7 +255,7 @@ func Tap(ctx context.Context, opts TapOptions, w io.Writer) (TapSummary, error) 
 	if err != nil {
 		return sum, fmt.Errorf("write the capture: %w", err)
 	}
-	r := &readings{all: map[string]*reading{}, make: func(dir string) (*accel.Tap, error) {
+	r := &readings{all: map[string]*reading{}, only: opts.Instance, ready: opts.Ready, make: func(dir string) (*accel.Tap, error) {
 		return accel.OpenTap(dir, opts.Filter, opts.Snaplen)
 	}}
 	names := newNames()
@@ -327,9 +349,9 @@ type PairEvent struct {
 }
 
 // Follow hands over the joins and leaves of every loaded instance until ctx
-// ends. It returns how many were lost.
-func Follow(ctx context.Context, f func(PairEvent) error) (lost uint64, err error) {
-	r := &readings{all: map[string]*reading{}, make: accel.OpenPairs}
+// ends, after it has called ready. It returns how many were lost.
+func Follow(ctx context.Context, ready func(instances int), f func(PairEvent) error) (lost uint64, err error) {
+	r := &readings{all: map[string]*reading{}, ready: ready, make: accel.OpenPairs}
 	names := newNames()
 	left := map[uint64]bool{} // cookies of pairs whose leave was told
 	err = r.run(ctx, func(in *reading, e accel.Event) error {
