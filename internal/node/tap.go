@@ -123,7 +123,9 @@ func (r *readings) look() (err error) {
 	if r.ready == nil {
 		return nil
 	}
-	if r.open() == 0 && refused != nil { // there is something, but not for us
+	// There is something, but not for us. An older instance alone is no reason
+	// to end: the next one can be read.
+	if r.open() == 0 && refused != nil && (r.only != "" || errors.Is(refused, accel.ErrTapped)) {
 		return refused
 	}
 	if r.only != "" && !there[r.only] {
