@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -140,9 +141,9 @@ type tapped struct {
 	pid            int // of the helper
 }
 
-func startTapped(t *testing.T, address string) *tapped {
+func startTapped(t *testing.T, address string, flags ...string) *tapped {
 	t.Helper()
-	run := command(t, append([]string{shunt, "run", "-q", "--"}, helperCommand("tap-talk", address)...)...)
+	run := command(t, append(append(append([]string{shunt, "run", "-q"}, flags...), "--"), helperCommand("tap-talk", address)...)...)
 	w := &tapped{t: t, run: run, d: run.dialogue(t)}
 	w.s = sessionOf(t, w.d.next())
 	if _, err := fmt.Sscan(w.d.next(), &w.client, &w.server); err != nil {
@@ -365,6 +366,51 @@ func TestTapStartsLate(t *testing.T) {
 	w.end()
 	asked, answered := conversation(200, 50_000)
 	checkCapture(t, c.file, asked, answered)
+}
+
+// Where the stack's buffer is full, a message comes again with the rest of what
+// it could not take, and the kernel sends some without asking the program. In the
+// capture these are retransmissions and gaps: each byte is where it belongs.
+func TestTapSpill(t *testing.T) {
+	require(t, "tshark")
+	sizes := slices.Repeat([]int{1 << 20}, 3)
+	w := startTapped(t, "127.0.0.1:0", "--max-queue", "64")
+	c := w.tap()
+	w.exchange(sizes...)
+	if s := c.stop(t); !strings.Contains(s, "; 0 dropped") {
+		t.Errorf("summary: %s", s)
+	}
+	w.end()
+	asked, answered := conversation(sizes...)
+	spilled, last := 0, map[int]int{}
+	for _, l := range lines(tshark(t, c.file, "-Y", "tcp.len > 0", "-T", "fields",
+		"-e", "tcp.srcport", "-e", "tcp.seq", "-e", "tcp.payload", "-e", "frame.comment")) {
+		f := strings.Split(l, "\t")
+		if len(f) != 4 {
+			t.Fatalf("fields: %.200q", l)
+		}
+		payload, err := hex.DecodeString(f[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		port, at := number(t, f[0]), number(t, f[1])-1
+		stream := asked
+		if port == w.server {
+			stream = answered
+		}
+		end := at + len(payload)
+		if at < 0 || end > len(stream) || !bytes.Equal(payload, stream[at:end]) {
+			t.Errorf("%d bytes at %d of the stream of %d are not what was sent there", len(payload), at, len(stream))
+		}
+		last[port] = max(last[port], end)
+		if strings.Contains(f[3], "spill") {
+			spilled++
+		}
+	}
+	t.Logf("of %d and %d bytes, the last captured is %d and %d", len(asked), len(answered), last[w.client], last[w.server])
+	if spilled == 0 {
+		t.Error("nothing spilled: this test shows nothing")
+	}
 }
 
 func TestTapSnaplen(t *testing.T) {
@@ -718,4 +764,120 @@ func tapDial() error {
 		fmt.Println(c.LocalAddr().(*net.TCPAddr).Port)
 	}
 	return nil
+}
+
+// BenchmarkTap is what the program that decides about each message takes of the
+// sender's time, by the kernel's own count, while nobody taps and while someone
+// does: 64 bytes each way.
+func BenchmarkTap(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root, to load BPF and make cgroups")
+	}
+	const messages = 20_000
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stats.Close() //nolint:errcheck // a handle
+	run := exec.CommandContext(b.Context(), shunt, append([]string{"run", "-q", "--"}, helperCommand("tap-talk", "127.0.0.1:0")...)...)
+	in, err := run.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := run.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := run.Start(); err != nil {
+		b.Fatal(err)
+	}
+	said := bufio.NewScanner(out)
+	said.Scan()
+	name := filepath.Base(said.Text())
+	said.Scan()
+	line := strings.Repeat("64 ", messages) + "\n"
+	exchange := func() {
+		for part := range slices.Chunk(strings.Fields(line), 1000) { // a scanner takes lines up to 64 KiB
+			fmt.Fprintln(in, strings.Join(part, " "))
+			said.Scan()
+		}
+	}
+	program := redirectOf(b, name)
+	defer program.Close() //nolint:errcheck // a handle
+	measure := func() float64 {
+		before, err := program.Stats()
+		if err != nil {
+			b.Fatal(err)
+		}
+		exchange()
+		after, err := program.Stats()
+		if err != nil {
+			b.Fatal(err)
+		}
+		return float64(after.Runtime-before.Runtime) / float64(after.RunCount-before.RunCount)
+	}
+	var off, on []float64
+	for b.Loop() {
+		off = append(off, measure())
+		tap := exec.CommandContext(b.Context(), shunt, "tap", "-w", os.DevNull, "--instance", name)
+		note, err := tap.StderrPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := tap.Start(); err != nil {
+			b.Fatal(err)
+		}
+		lines := bufio.NewReader(note)
+		if _, err := lines.ReadString('\n'); err != nil { // "tapping"
+			b.Fatal(err)
+		}
+		on = append(on, measure())
+		if err := tap.Process.Signal(unix.SIGINT); err != nil {
+			b.Fatal(err)
+		}
+		io.Copy(io.Discard, lines) //nolint:errcheck // the summary
+		if err := tap.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	in.Close() //nolint:errcheck // ends it
+	if err := run.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	slices.Sort(off)
+	slices.Sort(on)
+	b.ReportMetric(off[len(off)/2], "ns/message-off")
+	b.ReportMetric(on[len(on)/2], "ns/message-on")
+	b.ReportMetric(0, "ns/op")
+}
+
+// redirectOf finds the message program of an instance: it is the one of that
+// name which uses the instance's map.
+func redirectOf(b *testing.B, instance string) *ebpf.Program {
+	b.Helper()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, instance, "shunt_conns"), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close() //nolint:errcheck // a handle
+	info, err := m.Info()
+	if err != nil {
+		b.Fatal(err)
+	}
+	want, _ := info.ID()
+	for id := ebpf.ProgramID(0); ; {
+		if id, err = ebpf.ProgramGetNextID(id); err != nil {
+			b.Fatalf("find the message program: %v", err)
+		}
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // just gone
+		}
+		if info, err := p.Info(); err == nil && info.Name == "redirect" {
+			if used, _ := info.MapIDs(); slices.Contains(used, want) {
+				return p
+			}
+		}
+		p.Close() //nolint:errcheck // a handle
+	}
 }

@@ -47,7 +47,8 @@ struct tap_event {
 	u64 peer_cookie; /* 0 until paired */
 	u64 netns;
 	u64 peer_netns;	 /* 0 until paired */
-	u64 offset;	 /* bytes this socket had sent before this record's, by any path */
+	u64 offset;	 /* bytes this socket had sent before this record's, by any path;
+			  * those by the stack modulo 2^32 */
 	u64 consumed;	 /* bytes its application had received */
 	u64 cgroup;	 /* ID of the socket's cgroup */
 	u64 peer_cgroup;
@@ -361,7 +362,9 @@ static __noinline int tap_message(struct sk_msg_md *msg, struct conn *own, struc
 	w.size = msg->size;
 	w.route = route;
 	w.snaplen = ctl->snaplen;
-	w.start = own->redirected_bytes + own->stack_bytes + own->spilled_bytes;
+	/* What the stack took is in its own sequence numbers. Not in stack_bytes:
+	 * a message that found room only in part comes again with the rest. */
+	w.start = own->redirected_bytes + (u32)(tcp_of(own->sk)->write_seq - own->snd_nxt);
 	if (route == ROUTE_REDIRECT) /* counted already */
 		w.start -= w.size;
 	w.ring = bpf_map_lookup_elem(&shunt_taps, &reader);
@@ -404,7 +407,7 @@ static __noinline int tap_tell(struct conn *own, struct tap_control *ctl, u32 re
 	tap_describe(e, own, now);
 	e->kind = kind;
 	e->route = why;
-	e->offset = own->redirected_bytes + own->stack_bytes + own->spilled_bytes;
+	e->offset = own->redirected_bytes + (u32)(tcp_of(own->sk)->write_seq - own->snd_nxt);
 	e->size = 0;
 	e->captured = 0;
 	e->message = 0;
