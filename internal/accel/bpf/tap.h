@@ -16,6 +16,8 @@
 #define TAP_CHUNK 32768
 /* The kernel's scatterlist has 19 elements, or up to 47 where it was built so. */
 #define TAP_CHUNKS 64
+/* Bytes that wait for the reader before it is woken: of 16 MiB. */
+#define TAP_WAKE (2 << 20)
 
 enum tap_reader { TAP_MESSAGES, TAP_PAIRS, TAP_READERS };
 
@@ -296,7 +298,10 @@ static __always_inline int tap_write(struct tap_walk *w, void *payload, u32 size
 		len = 0;
 	}
 	e->captured = len;
-	bpf_ringbuf_submit(e, 0);
+	/* The reader looks by itself, some 50 times a second. To wake it costs the
+	 * sender more than all of the above, so only where that would be too late. */
+	bpf_ringbuf_submit(e, bpf_ringbuf_query(w->ring, BPF_RB_AVAIL_DATA) < TAP_WAKE ?
+			      BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 	return 1;
 }
 
