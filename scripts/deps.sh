@@ -7,6 +7,7 @@ packages=(
 	clang-19 llvm-19 libbpf-dev # BPF; the committed objects are built with exactly this clang
 	redis-server redis-tools nginx wrk tcpdump
 	haproxy socat postgresql iperf3
+	tshark
 	iproute2 procps curl
 )
 services=(redis-server nginx haproxy postgresql iperf3)

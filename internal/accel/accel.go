@@ -95,7 +95,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		switch {
 		case name == ".rodata": // bpffs takes no dot
 			name = pinOptions
-		case m.Type() == ebpf.Array: // lives as long as its programs
+		case strings.HasPrefix(name, "."): // lives as long as its programs
 			continue
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {

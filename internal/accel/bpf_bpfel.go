@@ -170,6 +170,69 @@ type bpfStats struct {
 	Faults   [12]uint64
 }
 
+type bpfTapControl struct {
+	_       structs.HostLayout
+	Until   uint64
+	Owner   uint32
+	Snaplen uint32
+	Host    [2][4]uint32
+	Port    [2]uint16
+	Hosts   uint8
+	Ports   uint8
+	Pad     uint16
+}
+
+type bpfTapEvent struct {
+	_          structs.HostLayout
+	Time       uint64
+	Cookie     uint64
+	PeerCookie uint64
+	Netns      uint64
+	PeerNetns  uint64
+	Offset     uint64
+	Consumed   uint64
+	Cgroup     uint64
+	PeerCgroup uint64
+	Inode      uint64
+	PeerInode  uint64
+	Tuple      bpfTuple
+	SndNxt     uint32
+	RcvNxt     uint32
+	Size       uint32
+	Captured   uint32
+	Message    uint32
+	Tgid       uint32
+	Comm       [16]uint8
+	Kind       uint8
+	Route      uint8
+	Side       uint8
+	Pad        [5]uint8
+}
+
+type bpfTapKind uint32
+
+const (
+	bpfTapKindTAP_MESSAGE bpfTapKind = 0
+	bpfTapKindTAP_JOIN    bpfTapKind = 1
+	bpfTapKindTAP_LEAVE   bpfTapKind = 2
+	bpfTapKindTAP_CLOSE   bpfTapKind = 3
+)
+
+type bpfTapLost struct {
+	_       structs.HostLayout
+	Records uint64
+	Bytes   uint64
+	Unread  uint64
+}
+
+type bpfTapReader uint32
+
+const (
+	bpfTapReaderTAP_MESSAGES bpfTapReader = 0
+	bpfTapReaderTAP_PAIRS    bpfTapReader = 1
+	bpfTapReaderTAP_READERS  bpfTapReader = 2
+)
+
 type bpfTuple struct {
 	_     structs.HostLayout
 	Laddr [4]uint32
@@ -201,6 +264,9 @@ const (
 	bpfMapShuntSocks      = "shunt_socks"
 	bpfMapShuntStats      = "shunt_stats"
 	bpfMapShuntSyns       = "shunt_syns"
+	bpfMapShuntTap        = "shunt_tap"
+	bpfMapShuntTapLost    = "shunt_tap_lost"
+	bpfMapShuntTaps       = "shunt_taps"
 	bpfMapShuntWaiting    = "shunt_waiting"
 	bpfProgJoin           = "join"
 	bpfProgReceived       = "received"
@@ -219,6 +285,9 @@ const (
 	bpfVarBtfRefusal      = "btf_refusal"
 	bpfVarBtfRoute        = "btf_route"
 	bpfVarBtfSide         = "btf_side"
+	bpfVarBtfTapEvent     = "btf_tap_event"
+	bpfVarBtfTapKind      = "btf_tap_kind"
+	bpfVarBtfTapReader    = "btf_tap_reader"
 	bpfVarMaxQueue        = "max_queue"
 	bpfVarRequireGuard    = "require_guard"
 	bpfVarRequireReader   = "require_reader"
@@ -290,6 +359,9 @@ type bpfMapSpecs struct {
 	ShuntSocks      *ebpf.MapSpec `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.MapSpec `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.MapSpec `ebpf:"shunt_syns"`
+	ShuntTap        *ebpf.MapSpec `ebpf:"shunt_tap"`
+	ShuntTapLost    *ebpf.MapSpec `ebpf:"shunt_tap_lost"`
+	ShuntTaps       *ebpf.MapSpec `ebpf:"shunt_taps"`
 	ShuntWaiting    *ebpf.MapSpec `ebpf:"shunt_waiting"`
 }
 
@@ -306,6 +378,9 @@ type bpfVariableSpecs struct {
 	BtfRefusal     *ebpf.VariableSpec `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.VariableSpec `ebpf:"btf_route"`
 	BtfSide        *ebpf.VariableSpec `ebpf:"btf_side"`
+	BtfTapEvent    *ebpf.VariableSpec `ebpf:"btf_tap_event"`
+	BtfTapKind     *ebpf.VariableSpec `ebpf:"btf_tap_kind"`
+	BtfTapReader   *ebpf.VariableSpec `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
@@ -341,6 +416,9 @@ type bpfMaps struct {
 	ShuntSocks      *ebpf.Map `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.Map `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.Map `ebpf:"shunt_syns"`
+	ShuntTap        *ebpf.Map `ebpf:"shunt_tap"`
+	ShuntTapLost    *ebpf.Map `ebpf:"shunt_tap_lost"`
+	ShuntTaps       *ebpf.Map `ebpf:"shunt_taps"`
 	ShuntWaiting    *ebpf.Map `ebpf:"shunt_waiting"`
 }
 
@@ -355,6 +433,9 @@ func (m *bpfMaps) Close() error {
 		m.ShuntSocks,
 		m.ShuntStats,
 		m.ShuntSyns,
+		m.ShuntTap,
+		m.ShuntTapLost,
+		m.ShuntTaps,
 		m.ShuntWaiting,
 	)
 }
@@ -372,6 +453,9 @@ type bpfVariables struct {
 	BtfRefusal     *ebpf.Variable `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.Variable `ebpf:"btf_route"`
 	BtfSide        *ebpf.Variable `ebpf:"btf_side"`
+	BtfTapEvent    *ebpf.Variable `ebpf:"btf_tap_event"`
+	BtfTapKind     *ebpf.Variable `ebpf:"btf_tap_kind"`
+	BtfTapReader   *ebpf.Variable `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`

@@ -83,6 +83,7 @@ func newRoot() *cobra.Command {
 		newSchema(),
 		newMetrics(),
 		newConformancePeer(),
+		newTap(),
 	)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -5,6 +5,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -60,14 +61,26 @@ type accelRow struct {
 }
 
 func newAccel() *cobra.Command {
-	var format string
+	var (
+		format string
+		follow bool
+		during time.Duration
+	)
 	cmd := &cobra.Command{
 		Use:   "accel",
 		Short: "List accelerated connections, their path and counters",
 		Long: "Lists the sockets that joined, one line for each direction: the path that its last message took\n" +
-			"(short, or why not), and what it sent by each path.",
+			"(short, or why not), and what it sent by each path.\n\n" +
+			"With --follow, prints a line for each pair that joins and for each that leaves, with the reason, until\n" +
+			"it is interrupted.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if follow {
+				return followPairs(cmd, format, during)
+			}
+			if cmd.Flags().Changed("for") {
+				return errors.New("--for goes with --follow")
+			}
 			list, unread := node.Instances()
 			rows := []accelRow{}
 			for _, i := range list {
@@ -94,5 +107,7 @@ func newAccel() *cobra.Command {
 		},
 	}
 	addFormat(cmd, &format)
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "print joins and leaves as they happen (-o table or jsonl)")
+	cmd.Flags().DurationVar(&during, "for", 0, "with --follow: end after this time, as 30s")
 	return cmd
 }

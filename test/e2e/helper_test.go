@@ -48,6 +48,10 @@ func helper(name string, args []string) error {
 		return talk()
 	case "transfer":
 		return transfer()
+	case "tap-talk":
+		return tapTalk(args[0])
+	case "tap-dial":
+		return tapDial()
 	case "redis":
 		return redis(args)
 	case "program":

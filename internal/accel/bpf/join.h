@@ -216,6 +216,7 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 	peer->across = bpf_get_netns_cookie(ctx) != peer->netns;
 	/* The cookie publishes the pair: it must be the last word. */
 	__sync_val_compare_and_swap(&peer->peer_cookie, 0, cookie);
+	tap_joined(peer);
 	s = stats();
 	if (s)
 		count(&s->joined, 1);
@@ -327,6 +328,7 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 		 * once; unread bytes come first, though. */
 		if (!queued(tcp_of(own->sk)) && (!peer || quiet(peer, own, tcp_of(own->sk))))
 			bpf_map_delete_elem(&shunt_socks, &cookie);
+		tap_closed(own);
 		close_account(cookie, own);
 		break;
 	case BPF_TCP_FIN_WAIT1:

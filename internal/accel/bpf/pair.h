@@ -6,6 +6,7 @@
 #define SHUNT_ACCEL_PAIR_H
 
 #include "sock.h"
+#include "tap.h"
 
 static __always_inline int is_loopback(const u32 addr[4])
 {
@@ -155,8 +156,11 @@ static __always_inline void start_leaving(struct conn *own, struct conn *peer, e
 {
 	struct stats *s = stats();
 
-	if (__sync_val_compare_and_swap(&own->leaving, LEAVE_NONE, why) == LEAVE_NONE && s)
-		count(&s->left[why], 1);
+	if (__sync_val_compare_and_swap(&own->leaving, LEAVE_NONE, why) == LEAVE_NONE) {
+		if (s)
+			count(&s->left[why], 1);
+		tap_left(own, why);
+	}
 	__sync_val_compare_and_swap(&peer->leaving, LEAVE_NONE, why);
 }
 

@@ -220,6 +220,7 @@ int redirect(struct sk_msg_md *msg)
 		return SK_PASS;
 	route = send(msg, own, tp);
 	own->route = route;
+	tap(msg, own, route);
 	if (route == ROUTE_REDIRECT) {
 		own->redirected_msgs++;
 		return SK_PASS;
