@@ -24,6 +24,22 @@ type Options struct {
 	AcceptG4 bool   // join blocking sockets too: a signal may show as EAGAIN, MSG_WAITALL may return early
 	AcceptG5 bool   // do not wait until the reader was seen in recv: readers that use splice(2) hang
 	AcceptG6 bool   // do not require the reset guard: a close with unread bytes ends in FIN, not RST
+
+	// Select: nothing is joined until Plane.Select says what. Without it the
+	// cgroup is the instance's own, and everything in it is selected.
+	Select bool
+	// Fault is called before each change of the kernel's state, with its name;
+	// an error ends the work there. For tests.
+	Fault func(step string) error `json:"-"`
+}
+
+// step is called before each change of the kernel's state: tests make it fail
+// there, or die there.
+func (o Options) step(format string, args ...any) error {
+	if o.Fault == nil {
+		return nil
+	}
+	return o.Fault(fmt.Sprintf(format, args...))
 }
 
 // Plane is one loaded instance: its programs attached to one cgroup, and all
@@ -31,6 +47,9 @@ type Options struct {
 type Plane struct {
 	dir  string
 	coll *ebpf.Collection
+
+	generation uint64            // of the selection in force
+	cgroups    map[uint64]uint64 // ids in it, and their selectors
 }
 
 // ErrUnsupported is returned by Load where the kernel lacks what a guarantee
@@ -41,27 +60,17 @@ var ErrUnsupported = errors.New("this kernel cannot keep a guarantee")
 // exist, and attaches it to cgroup (an absolute path on cgroup2). On error
 // nothing is left behind.
 func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
-	if opts.MaxQueue == 0 {
-		opts.MaxQueue = DefaultMaxQueue
-	}
-	spec, err := loadBpf()
+	spec, err := specFor(opts)
 	if err != nil {
 		return nil, err
-	}
-	for name, value := range map[string]any{
-		bpfVarMaxQueue:       opts.MaxQueue,
-		bpfVarAcceptBlocking: flag(opts.AcceptG4),
-		bpfVarRequireReader:  flag(!opts.AcceptG5),
-		bpfVarRequireGuard:   flag(!opts.AcceptG6),
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			return nil, fmt.Errorf("set %s: %w", name, err)
-		}
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("make the pin directory: %w", err)
 	}
 	if err := private(filepath.Dir(dir)); err != nil {
+		return nil, err
+	}
+	if err := opts.step("make %s", filepath.Base(dir)); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -75,6 +84,9 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		}
 	}()
 
+	if err := opts.step("load the programs"); err != nil {
+		return nil, err
+	}
 	p.coll, err = ebpf.NewCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
@@ -83,30 +95,58 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		if m.Type() == ebpf.Array { // .rodata lives as long as its programs
 			continue
 		}
+		if err := opts.step("pin %s", name); err != nil {
+			return nil, err
+		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
-	return p, p.attach(cgroup, opts)
+	if err := p.pinPrograms(opts); err != nil {
+		return nil, err
+	}
+	if err := p.attach(cgroup, opts); err != nil {
+		return nil, err
+	}
+	// Last: an instance that says what it is is complete.
+	return p, p.writeAbout(opts)
+}
+
+// specFor is the object with the options set.
+func specFor(opts Options) (*ebpf.CollectionSpec, error) {
+	if opts.MaxQueue == 0 {
+		opts.MaxQueue = DefaultMaxQueue
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]any{
+		bpfVarMaxQueue:       opts.MaxQueue,
+		bpfVarAcceptBlocking: flag(opts.AcceptG4),
+		bpfVarRequireReader:  flag(!opts.AcceptG5),
+		bpfVarRequireGuard:   flag(!opts.AcceptG6),
+		bpfVarSelective:      flag(opts.Select),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return spec, nil
 }
 
 // attach switches the instance on. The order matters: whoever is joined must
 // find the other programs in place, so sockops, which joins, comes last.
 func (p *Plane) attach(cgroup string, opts Options) error {
-	// Attached to the map, not linked: that works on every kernel, and lives
-	// as long as the map.
-	err := link.RawAttachProgram(link.RawAttachProgramOptions{
-		Target:  p.coll.Maps[bpfMapShuntSocks].FD(),
-		Program: p.coll.Programs[bpfProgRedirect],
-		Attach:  ebpf.AttachSkMsgVerdict,
-	})
-	if err != nil {
-		return fmt.Errorf("attach the message program to its map: %w", err)
+	if err := p.attachToMaps(opts); err != nil {
+		return err
 	}
-
+	if err := opts.step("attach %s", bpfProgReceive); err != nil {
+		return err
+	}
 	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{
 		Name:    "sock_recv_length",
-		Program: p.coll.Programs[bpfProgReceived],
+		Program: p.coll.Programs[bpfProgReceive],
 	})
 	switch {
 	case err == nil:
@@ -124,6 +164,9 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		{linkReleased, bpfProgReleased, ebpf.AttachCgroupInetSockRelease},
 		{linkJoin, bpfProgJoin, ebpf.AttachCGroupSockOps},
 	} {
+		if err := opts.step("attach %s", h.prog); err != nil {
+			return err
+		}
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: p.coll.Programs[h.prog]})
 		if err != nil {
 			return fmt.Errorf("attach %s to cgroup %s: %w", h.prog, cgroup, err)
@@ -131,6 +174,31 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		if err := p.pin(l, h.name); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// attachToMaps puts the programs in place that live in a map. Doing it again
+// replaces them; a socket that is in the map keeps the message program it got.
+func (p *Plane) attachToMaps(opts Options) error {
+	if err := opts.step("attach %s", bpfProgRedirect); err != nil {
+		return err
+	}
+	// Attached to the map, not linked: that works on every kernel, and lives
+	// as long as the map.
+	err := link.RawAttachProgram(link.RawAttachProgramOptions{
+		Target:  p.coll.Maps[bpfMapShuntSocks].FD(),
+		Program: p.coll.Programs[bpfProgRedirect],
+		Attach:  ebpf.AttachSkMsgVerdict,
+	})
+	if err != nil {
+		return fmt.Errorf("attach the message program to its map: %w", err)
+	}
+	if err := opts.step("put %s in its slot", bpfProgReceived); err != nil {
+		return err
+	}
+	if err := p.coll.Maps[bpfMapShuntReceived].Put(uint32(0), p.coll.Programs[bpfProgReceived]); err != nil {
+		return fmt.Errorf("put the program that sees receive calls in its slot: %w", err)
 	}
 	return nil
 }
@@ -265,6 +333,7 @@ func Remove(dir string) error {
 const (
 	linkJoin     = "link-join"
 	linkReleased = "link-released"
+	linkGuard    = "link-guard-"
 )
 
 func isLink(name string) bool { return strings.HasPrefix(name, "link-") }

@@ -19,6 +19,7 @@ type bpfConn struct {
 	PeerSk          uint64
 	PeerCookie      uint64
 	Netns           uint64
+	Listener        uint64
 	Born            uint64
 	Consumed        uint64
 	RedirectedBytes uint64
@@ -44,6 +45,25 @@ type bpfConn struct {
 	Released        uint8
 }
 
+type bpfDimension uint32
+
+const (
+	bpfDimensionDIM_PORT    bpfDimension = 0
+	bpfDimensionDIM_ADDRESS bpfDimension = 1
+	bpfDimensionDIM_NETNS   bpfDimension = 2
+	bpfDimensionDIM_UID     bpfDimension = 3
+	bpfDimensionDIM_CGROUP  bpfDimension = 4
+	bpfDimensionDIM_MAX     bpfDimension = 5
+)
+
+type bpfDrained uint32
+
+const (
+	bpfDrainedDRAIN_GONE     bpfDrained = 0
+	bpfDrainedDRAIN_QUEUED   bpfDrained = 1
+	bpfDrainedDRAIN_UNPAIRED bpfDrained = 2
+)
+
 type bpfFault uint32
 
 const (
@@ -52,12 +72,11 @@ const (
 	bpfFaultFAULT_SYN_INSERT  bpfFault = 2
 	bpfFaultFAULT_PAIR_INSERT bpfFault = 3
 	bpfFaultFAULT_CB_FLAGS    bpfFault = 4
-	bpfFaultFAULT_LISTENER    bpfFault = 5
-	bpfFaultFAULT_EVENT       bpfFault = 6
-	bpfFaultFAULT_LEAVE       bpfFault = 7
-	bpfFaultFAULT_RESET       bpfFault = 8
-	bpfFaultFAULT_SNDBUF      bpfFault = 9
-	bpfFaultFAULT_MAX         bpfFault = 10
+	bpfFaultFAULT_EVENT       bpfFault = 5
+	bpfFaultFAULT_LEAVE       bpfFault = 6
+	bpfFaultFAULT_RESET       bpfFault = 7
+	bpfFaultFAULT_SNDBUF      bpfFault = 8
+	bpfFaultFAULT_MAX         bpfFault = 9
 )
 
 type bpfGuardKey struct {
@@ -82,21 +101,33 @@ const (
 	bpfLeaveLEAVE_BLOCKING bpfLeave = 1
 	bpfLeaveLEAVE_SHUTDOWN bpfLeave = 2
 	bpfLeaveLEAVE_CLOSE    bpfLeave = 3
-	bpfLeaveLEAVE_MAX      bpfLeave = 4
+	bpfLeaveLEAVE_UNLOAD   bpfLeave = 4
+	bpfLeaveLEAVE_MAX      bpfLeave = 5
 )
+
+type bpfNote struct {
+	_          structs.HostLayout
+	Generation uint64
+	Listener   uint64
+	Syn        uint8
+	Selected   uint8
+	Excluded   uint8
+	Pad        [5]uint8
+}
 
 type bpfRefusal uint32
 
 const (
-	bpfRefusalREFUSE_NONE      bpfRefusal = 0
-	bpfRefusalREFUSE_REMOTE    bpfRefusal = 1
-	bpfRefusalREFUSE_BLOCKING  bpfRefusal = 2
-	bpfRefusalREFUSE_PROOF     bpfRefusal = 3
-	bpfRefusalREFUSE_COLLISION bpfRefusal = 4
-	bpfRefusalREFUSE_FULL      bpfRefusal = 5
-	bpfRefusalREFUSE_FASTOPEN  bpfRefusal = 6
-	bpfRefusalREFUSE_FOREIGN   bpfRefusal = 7
-	bpfRefusalREFUSE_MAX       bpfRefusal = 8
+	bpfRefusalREFUSE_NONE       bpfRefusal = 0
+	bpfRefusalREFUSE_REMOTE     bpfRefusal = 1
+	bpfRefusalREFUSE_BLOCKING   bpfRefusal = 2
+	bpfRefusalREFUSE_PROOF      bpfRefusal = 3
+	bpfRefusalREFUSE_COLLISION  bpfRefusal = 4
+	bpfRefusalREFUSE_FULL       bpfRefusal = 5
+	bpfRefusalREFUSE_FASTOPEN   bpfRefusal = 6
+	bpfRefusalREFUSE_FOREIGN    bpfRefusal = 7
+	bpfRefusalREFUSE_UNSELECTED bpfRefusal = 8
+	bpfRefusalREFUSE_MAX        bpfRefusal = 9
 )
 
 type bpfRoute uint32
@@ -119,6 +150,29 @@ const (
 	bpfRouteROUTE_MAX        bpfRoute = 14
 )
 
+type bpfSelectKey struct {
+	_          structs.HostLayout
+	Generation uint64
+	Value      uint64
+	Dimension  uint32
+	Pad        uint32
+}
+
+type bpfSelectPrefix struct {
+	_          structs.HostLayout
+	Bits       uint32
+	Generation [2]uint32
+	Addr       [4]uint32
+}
+
+type bpfSelection struct {
+	_          structs.HostLayout
+	Generation uint64
+	Select     uint64
+	Exclude    uint64
+	Named      [5]uint64
+}
+
 type bpfSide uint32
 
 const (
@@ -132,10 +186,10 @@ type bpfStats struct {
 	Joined   uint64
 	Messages [14]uint64
 	Bytes    [14]uint64
-	Refused  [8]uint64
-	Left     [4]uint64
+	Refused  [9]uint64
+	Left     [5]uint64
 	Resets   uint64
-	Faults   [10]uint64
+	Faults   [9]uint64
 }
 
 type bpfTuple struct {
@@ -152,29 +206,38 @@ type bpfTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapShuntConns     = "shunt_conns"
-	bpfMapShuntEvents    = "shunt_events"
-	bpfMapShuntGuards    = "shunt_guards"
-	bpfMapShuntListener  = "shunt_listener"
-	bpfMapShuntSocks     = "shunt_socks"
-	bpfMapShuntStats     = "shunt_stats"
-	bpfMapShuntSyns      = "shunt_syns"
-	bpfMapShuntWaiting   = "shunt_waiting"
-	bpfProgJoin          = "join"
-	bpfProgReceived      = "received"
-	bpfProgRedirect      = "redirect"
-	bpfProgReleased      = "released"
-	bpfProgReset         = "reset"
-	bpfVarAcceptBlocking = "accept_blocking"
-	bpfVarBtfFault       = "btf_fault"
-	bpfVarBtfGuardState  = "btf_guard_state"
-	bpfVarBtfLeave       = "btf_leave"
-	bpfVarBtfRefusal     = "btf_refusal"
-	bpfVarBtfRoute       = "btf_route"
-	bpfVarBtfSide        = "btf_side"
-	bpfVarMaxQueue       = "max_queue"
-	bpfVarRequireGuard   = "require_guard"
-	bpfVarRequireReader  = "require_reader"
+	bpfMapShuntConns      = "shunt_conns"
+	bpfMapShuntEvents     = "shunt_events"
+	bpfMapShuntGuards     = "shunt_guards"
+	bpfMapShuntReceived   = "shunt_received"
+	bpfMapShuntSelect     = "shunt_select"
+	bpfMapShuntSelectAddr = "shunt_select_addr"
+	bpfMapShuntSelection  = "shunt_selection"
+	bpfMapShuntSocks      = "shunt_socks"
+	bpfMapShuntStats      = "shunt_stats"
+	bpfMapShuntSyns       = "shunt_syns"
+	bpfMapShuntWaiting    = "shunt_waiting"
+	bpfProgDrain          = "drain"
+	bpfProgJoin           = "join"
+	bpfProgReceive        = "receive"
+	bpfProgReceived       = "received"
+	bpfProgRedirect       = "redirect"
+	bpfProgReleased       = "released"
+	bpfProgReset          = "reset"
+	bpfVarAcceptBlocking  = "accept_blocking"
+	bpfVarBtfDimension    = "btf_dimension"
+	bpfVarBtfDrained      = "btf_drained"
+	bpfVarBtfFault        = "btf_fault"
+	bpfVarBtfGuardState   = "btf_guard_state"
+	bpfVarBtfLeave        = "btf_leave"
+	bpfVarBtfRefusal      = "btf_refusal"
+	bpfVarBtfRoute        = "btf_route"
+	bpfVarBtfSelection    = "btf_selection"
+	bpfVarBtfSide         = "btf_side"
+	bpfVarMaxQueue        = "max_queue"
+	bpfVarRequireGuard    = "require_guard"
+	bpfVarRequireReader   = "require_reader"
+	bpfVarSelective       = "selective"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -219,7 +282,9 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	Drain    *ebpf.ProgramSpec `ebpf:"drain"`
 	Join     *ebpf.ProgramSpec `ebpf:"join"`
+	Receive  *ebpf.ProgramSpec `ebpf:"receive"`
 	Received *ebpf.ProgramSpec `ebpf:"received"`
 	Redirect *ebpf.ProgramSpec `ebpf:"redirect"`
 	Released *ebpf.ProgramSpec `ebpf:"released"`
@@ -230,14 +295,17 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	ShuntConns    *ebpf.MapSpec `ebpf:"shunt_conns"`
-	ShuntEvents   *ebpf.MapSpec `ebpf:"shunt_events"`
-	ShuntGuards   *ebpf.MapSpec `ebpf:"shunt_guards"`
-	ShuntListener *ebpf.MapSpec `ebpf:"shunt_listener"`
-	ShuntSocks    *ebpf.MapSpec `ebpf:"shunt_socks"`
-	ShuntStats    *ebpf.MapSpec `ebpf:"shunt_stats"`
-	ShuntSyns     *ebpf.MapSpec `ebpf:"shunt_syns"`
-	ShuntWaiting  *ebpf.MapSpec `ebpf:"shunt_waiting"`
+	ShuntConns      *ebpf.MapSpec `ebpf:"shunt_conns"`
+	ShuntEvents     *ebpf.MapSpec `ebpf:"shunt_events"`
+	ShuntGuards     *ebpf.MapSpec `ebpf:"shunt_guards"`
+	ShuntReceived   *ebpf.MapSpec `ebpf:"shunt_received"`
+	ShuntSelect     *ebpf.MapSpec `ebpf:"shunt_select"`
+	ShuntSelectAddr *ebpf.MapSpec `ebpf:"shunt_select_addr"`
+	ShuntSelection  *ebpf.MapSpec `ebpf:"shunt_selection"`
+	ShuntSocks      *ebpf.MapSpec `ebpf:"shunt_socks"`
+	ShuntStats      *ebpf.MapSpec `ebpf:"shunt_stats"`
+	ShuntSyns       *ebpf.MapSpec `ebpf:"shunt_syns"`
+	ShuntWaiting    *ebpf.MapSpec `ebpf:"shunt_waiting"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -245,15 +313,19 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	AcceptBlocking *ebpf.VariableSpec `ebpf:"accept_blocking"`
+	BtfDimension   *ebpf.VariableSpec `ebpf:"btf_dimension"`
+	BtfDrained     *ebpf.VariableSpec `ebpf:"btf_drained"`
 	BtfFault       *ebpf.VariableSpec `ebpf:"btf_fault"`
 	BtfGuardState  *ebpf.VariableSpec `ebpf:"btf_guard_state"`
 	BtfLeave       *ebpf.VariableSpec `ebpf:"btf_leave"`
 	BtfRefusal     *ebpf.VariableSpec `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.VariableSpec `ebpf:"btf_route"`
+	BtfSelection   *ebpf.VariableSpec `ebpf:"btf_selection"`
 	BtfSide        *ebpf.VariableSpec `ebpf:"btf_side"`
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
+	Selective      *ebpf.VariableSpec `ebpf:"selective"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -276,14 +348,17 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	ShuntConns    *ebpf.Map `ebpf:"shunt_conns"`
-	ShuntEvents   *ebpf.Map `ebpf:"shunt_events"`
-	ShuntGuards   *ebpf.Map `ebpf:"shunt_guards"`
-	ShuntListener *ebpf.Map `ebpf:"shunt_listener"`
-	ShuntSocks    *ebpf.Map `ebpf:"shunt_socks"`
-	ShuntStats    *ebpf.Map `ebpf:"shunt_stats"`
-	ShuntSyns     *ebpf.Map `ebpf:"shunt_syns"`
-	ShuntWaiting  *ebpf.Map `ebpf:"shunt_waiting"`
+	ShuntConns      *ebpf.Map `ebpf:"shunt_conns"`
+	ShuntEvents     *ebpf.Map `ebpf:"shunt_events"`
+	ShuntGuards     *ebpf.Map `ebpf:"shunt_guards"`
+	ShuntReceived   *ebpf.Map `ebpf:"shunt_received"`
+	ShuntSelect     *ebpf.Map `ebpf:"shunt_select"`
+	ShuntSelectAddr *ebpf.Map `ebpf:"shunt_select_addr"`
+	ShuntSelection  *ebpf.Map `ebpf:"shunt_selection"`
+	ShuntSocks      *ebpf.Map `ebpf:"shunt_socks"`
+	ShuntStats      *ebpf.Map `ebpf:"shunt_stats"`
+	ShuntSyns       *ebpf.Map `ebpf:"shunt_syns"`
+	ShuntWaiting    *ebpf.Map `ebpf:"shunt_waiting"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -291,7 +366,10 @@ func (m *bpfMaps) Close() error {
 		m.ShuntConns,
 		m.ShuntEvents,
 		m.ShuntGuards,
-		m.ShuntListener,
+		m.ShuntReceived,
+		m.ShuntSelect,
+		m.ShuntSelectAddr,
+		m.ShuntSelection,
 		m.ShuntSocks,
 		m.ShuntStats,
 		m.ShuntSyns,
@@ -304,22 +382,28 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	AcceptBlocking *ebpf.Variable `ebpf:"accept_blocking"`
+	BtfDimension   *ebpf.Variable `ebpf:"btf_dimension"`
+	BtfDrained     *ebpf.Variable `ebpf:"btf_drained"`
 	BtfFault       *ebpf.Variable `ebpf:"btf_fault"`
 	BtfGuardState  *ebpf.Variable `ebpf:"btf_guard_state"`
 	BtfLeave       *ebpf.Variable `ebpf:"btf_leave"`
 	BtfRefusal     *ebpf.Variable `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.Variable `ebpf:"btf_route"`
+	BtfSelection   *ebpf.Variable `ebpf:"btf_selection"`
 	BtfSide        *ebpf.Variable `ebpf:"btf_side"`
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`
+	Selective      *ebpf.Variable `ebpf:"selective"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	Drain    *ebpf.Program `ebpf:"drain"`
 	Join     *ebpf.Program `ebpf:"join"`
+	Receive  *ebpf.Program `ebpf:"receive"`
 	Received *ebpf.Program `ebpf:"received"`
 	Redirect *ebpf.Program `ebpf:"redirect"`
 	Released *ebpf.Program `ebpf:"released"`
@@ -328,7 +412,9 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.Drain,
 		p.Join,
+		p.Receive,
 		p.Received,
 		p.Redirect,
 		p.Released,

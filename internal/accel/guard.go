@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -79,7 +80,11 @@ func (p *Plane) attachGuard(key bpfGuardKey) error {
 	if err != nil {
 		return fmt.Errorf("%w: G6 needs a TCX program on %s (Linux 6.6); --accept G6 goes without: %w", ErrUnsupported, dev.Attrs().Name, err)
 	}
-	return p.pin(l, fmt.Sprintf("link-guard-%x-%d", key.Netns, key.Ifindex))
+	err = p.pin(l, fmt.Sprintf(linkGuard+"%x-%d", key.Netns, key.Ifindex))
+	if errors.Is(err, os.ErrExist) { // of a process that died before it noted the guard
+		return nil
+	}
+	return err
 }
 
 // ServeGuards guards devices as the kernel half meets them, until ctx ends.
