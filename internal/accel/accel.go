@@ -33,9 +33,8 @@ type Options struct {
 	Fault func(step string) error `json:"-"`
 }
 
-// step is called before each change of the kernel's state: tests make it fail
-// there, or die there.
-func (o Options) step(format string, args ...any) error {
+// Step announces a change of the kernel's state to Fault.
+func (o Options) Step(format string, args ...any) error {
 	if o.Fault == nil {
 		return nil
 	}
@@ -48,8 +47,8 @@ type Plane struct {
 	dir  string
 	coll *ebpf.Collection
 
-	generation uint64            // of the selection in force
-	cgroups    map[uint64]uint64 // ids in it, and their selectors
+	generation uint64                  // of the selection in force
+	found      map[bpfSelectKey]uint64 // what its names stand for, generation 0
 }
 
 // ErrUnsupported is returned by Load where the kernel lacks what a guarantee
@@ -70,7 +69,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 	if err := private(filepath.Dir(dir)); err != nil {
 		return nil, err
 	}
-	if err := opts.step("make %s", filepath.Base(dir)); err != nil {
+	if err := opts.Step("make %s", filepath.Base(dir)); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -84,7 +83,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		}
 	}()
 
-	if err := opts.step("load the programs"); err != nil {
+	if err := opts.Step("load the programs"); err != nil {
 		return nil, err
 	}
 	p.coll, err = ebpf.NewCollection(spec)
@@ -95,7 +94,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		if m.Type() == ebpf.Array { // .rodata lives as long as its programs
 			continue
 		}
-		if err := opts.step("pin %s", name); err != nil {
+		if err := opts.Step("pin %s", name); err != nil {
 			return nil, err
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
@@ -141,7 +140,7 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 	if err := p.attachToMaps(opts); err != nil {
 		return err
 	}
-	if err := opts.step("attach %s", bpfProgReceive); err != nil {
+	if err := opts.Step("attach %s", bpfProgReceive); err != nil {
 		return err
 	}
 	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{
@@ -164,7 +163,7 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		{linkReleased, bpfProgReleased, ebpf.AttachCgroupInetSockRelease},
 		{linkJoin, bpfProgJoin, ebpf.AttachCGroupSockOps},
 	} {
-		if err := opts.step("attach %s", h.prog); err != nil {
+		if err := opts.Step("attach %s", h.prog); err != nil {
 			return err
 		}
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: p.coll.Programs[h.prog]})
@@ -181,7 +180,7 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 // attachToMaps puts the programs in place that live in a map. Doing it again
 // replaces them; a socket that is in the map keeps the message program it got.
 func (p *Plane) attachToMaps(opts Options) error {
-	if err := opts.step("attach %s", bpfProgRedirect); err != nil {
+	if err := opts.Step("attach %s", bpfProgRedirect); err != nil {
 		return err
 	}
 	// Attached to the map, not linked: that works on every kernel, and lives
@@ -194,7 +193,7 @@ func (p *Plane) attachToMaps(opts Options) error {
 	if err != nil {
 		return fmt.Errorf("attach the message program to its map: %w", err)
 	}
-	if err := opts.step("put %s in its slot", bpfProgReceived); err != nil {
+	if err := opts.Step("put %s in its slot", bpfProgReceived); err != nil {
 		return err
 	}
 	if err := p.coll.Maps[bpfMapShuntReceived].Put(uint32(0), p.coll.Programs[bpfProgReceived]); err != nil {
@@ -301,7 +300,10 @@ func private(dir string) error {
 
 // Remove takes the instance pinned in dir out of the kernel: links first, so
 // that nobody joins while the maps go. It is fine if dir does not exist.
-func Remove(dir string) error {
+func Remove(dir string) error { return RemoveWith(dir, Options{}) }
+
+// RemoveWith is Remove for tests that make it fail.
+func RemoveWith(dir string, opts Options) error {
 	if st, err := os.Lstat(dir); err == nil && !st.IsDir() {
 		return fmt.Errorf("remove %s: not a directory", dir)
 	}
@@ -313,15 +315,23 @@ func Remove(dir string) error {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	var errs []error
-	for _, links := range []bool{true, false} {
+	// First what says that the instance is complete: if this process dies in
+	// here, the next one goes on, and does not take the rest for an instance.
+	for pass := range 3 {
 		for _, e := range entries {
-			if isLink(e.Name()) != links {
+			if removalPass(e.Name()) != pass {
 				continue
+			}
+			if err := opts.Step("remove %s", e.Name()); err != nil {
+				return errors.Join(append(errs, err)...)
 			}
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if err := opts.Step("remove the directory"); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
@@ -336,7 +346,15 @@ const (
 	linkGuard    = "link-guard-"
 )
 
-func isLink(name string) bool { return strings.HasPrefix(name, "link-") }
+func removalPass(name string) int {
+	switch {
+	case name == aboutPin:
+		return 0
+	case strings.HasPrefix(name, "link-"):
+		return 1
+	}
+	return 2
+}
 
 func flag(on bool) uint8 {
 	if on {

@@ -92,10 +92,14 @@ func (p *Plane) writeAbout(opts Options) error {
 	if err != nil {
 		return err
 	}
+	return p.noteAbout(a, opts)
+}
+
+func (p *Plane) noteAbout(a about, opts Options) error {
 	path := filepath.Join(p.dir, aboutPin)
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
-		if err := opts.step("pin %s", aboutPin); err != nil {
+		if err := opts.Step("pin %s", aboutPin); err != nil {
 			return err
 		}
 		m, err = ebpf.NewMap(&ebpf.MapSpec{Name: "shunt_about", Type: ebpf.Hash, KeySize: 4, ValueSize: aboutSize, MaxEntries: 1})
@@ -107,7 +111,7 @@ func (p *Plane) writeAbout(opts Options) error {
 		return fmt.Errorf("pin what %s is: %w", p.dir, err)
 	}
 	defer m.Close() //nolint:errcheck // the pin holds it
-	if err := opts.step("write %s", aboutPin); err != nil {
+	if err := opts.Step("write %s", aboutPin); err != nil {
 		return err
 	}
 	if err := m.Put(uint32(0), a); err != nil {
@@ -132,7 +136,7 @@ func readAbout(dir string) (a about, err error) {
 // process gets them. A pin that is there is replaced at once.
 func (p *Plane) pinPrograms(opts Options) error {
 	for pin, prog := range map[string]string{drainPin: bpfProgDrain, resetPin: bpfProgReset} {
-		if err := opts.step("pin %s", pin); err != nil {
+		if err := opts.Step("pin %s", pin); err != nil {
 			return err
 		}
 		path := filepath.Join(p.dir, pin)
@@ -197,7 +201,7 @@ func Adopt(dir string, opts Options) (p *Plane, upgraded bool, err error) {
 		}
 		return p, false, nil
 	}
-	if err = opts.step("load the programs"); err != nil {
+	if err = opts.Step("load the programs"); err != nil {
 		return nil, false, err
 	}
 	p.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
@@ -218,6 +222,16 @@ func Adopt(dir string, opts Options) (p *Plane, upgraded bool, err error) {
 // two steps both builds work on the same maps, which the layout allows; what was
 // replaced when a crash came is replaced again by the next try.
 func (p *Plane) replace(opts Options) error {
+	// From here on it is no build's, or a try that failed halfway would leave one
+	// that the build before takes for its own.
+	a, err := aboutThis(opts)
+	if err != nil {
+		return err
+	}
+	a.Build = [len(a.Build)]byte{}
+	if err := p.noteAbout(a, opts); err != nil {
+		return err
+	}
 	if err := p.pinPrograms(opts); err != nil {
 		return err
 	}
@@ -237,7 +251,7 @@ func (p *Plane) replace(opts Options) error {
 	}
 	programs = append(programs, struct{ link, prog string }{linkReleased, bpfProgReleased}, struct{ link, prog string }{linkJoin, bpfProgJoin})
 	for _, l := range programs {
-		if err := opts.step("update %s", l.prog); err != nil {
+		if err := opts.Step("update %s", l.prog); err != nil {
 			return err
 		}
 		if err := updateLink(filepath.Join(p.dir, l.link), p.coll.Programs[l.prog]); err != nil {
@@ -364,6 +378,9 @@ func Rename(from, to string) error {
 
 // MovedTo tells the plane where its pins are now.
 func (p *Plane) MovedTo(dir string) { p.dir = dir }
+
+// Inherit takes over what before knows about the selection in force.
+func (p *Plane) Inherit(before *Plane) { p.generation, p.found = before.generation, before.found }
 
 // AskGuardsAgain forgets requests that nobody answered, as those that were read
 // by a process that died. The kernel half asks again when it needs the guard.

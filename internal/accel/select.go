@@ -43,6 +43,12 @@ type generation struct {
 	prefixes map[netip.Prefix]uint64
 }
 
+// Check says whether the selection can be put into the tables.
+func (s Selection) Check() error {
+	_, err := compile(s)
+	return err
+}
+
 // compile turns selectors into bits. For prefixes, the kernel finds the longest
 // only: it gets the bits of those that cover it as well.
 func compile(sel Selection) (*generation, error) {
@@ -145,7 +151,7 @@ func (p *Plane) Select(sel Selection, opts Options) (err error) {
 		}
 	}()
 
-	if err := opts.step("build a generation"); err != nil {
+	if err := opts.Step("build a generation"); err != nil {
 		return err
 	}
 	values := p.coll.Maps[bpfMapShuntSelect]
@@ -169,7 +175,7 @@ func (p *Plane) Select(sel Selection, opts Options) (err error) {
 	if err := slot.Put(uint32(0), g.head); err != nil {
 		return fmt.Errorf("fill the selection's head: %w", err)
 	}
-	if err := opts.step("switch to the generation"); err != nil {
+	if err := opts.Step("switch to the generation"); err != nil {
 		return err
 	}
 	// The switch. When it returns, no program is still judging by the old one.
@@ -177,54 +183,55 @@ func (p *Plane) Select(sel Selection, opts Options) (err error) {
 		return fmt.Errorf("switch the selection: %w", err)
 	}
 	p.generation = g.head.Generation
-	p.cgroups = g.cgroups()
-	if err := opts.step("remove the generation before"); err != nil {
+	p.found = g.found()
+	if err := opts.Step("remove the generation before"); err != nil {
 		return nil //nolint:nilerr // it is in force; the next one sweeps too
 	}
 	// Not an error of the selection: it is in force, and the next one sweeps again.
 	return p.sweep(func(gen uint64) bool { return gen == g.head.Generation })
 }
 
-func (g *generation) cgroups() map[uint64]uint64 {
-	found := map[uint64]uint64{}
+// found is what names in the selectors stood for: it comes and goes.
+func (g *generation) found() map[bpfSelectKey]uint64 {
+	found := map[bpfSelectKey]uint64{}
 	for key, mask := range g.values {
-		if bpfDimension(key.Dimension) == bpfDimensionDIM_CGROUP {
-			found[key.Value] = mask
+		switch bpfDimension(key.Dimension) {
+		case bpfDimensionDIM_CGROUP, bpfDimensionDIM_NETNS:
+			found[key] = mask
 		}
 	}
 	return found
 }
 
-// Recheck brings the cgroups of the selection in force up to date: the same
-// selectors, whose cgroups came or went. Each is one entry, so none is judged by
-// half of it.
+// Recheck brings the selection in force up to date: sel has the same selectors,
+// but cgroups or namespaces that they name came or went. Each is one entry, so
+// none is judged by half of it.
 func (p *Plane) Recheck(sel Selection) error {
 	g, err := compile(sel)
 	if err != nil {
 		return err
 	}
-	now := g.cgroups()
+	now := g.found()
 	values := p.coll.Maps[bpfMapShuntSelect]
-	key := bpfSelectKey{Generation: p.generation, Dimension: uint32(bpfDimensionDIM_CGROUP)}
-	for id, mask := range now {
-		if p.cgroups[id] == mask {
+	for key, mask := range now {
+		if p.found[key] == mask {
 			continue
 		}
-		key.Value = id
+		key.Generation = p.generation
 		if err := values.Put(key, mask); err != nil {
-			return fmt.Errorf("select a cgroup that came: %w", err)
+			return fmt.Errorf("select what came: %w", err)
 		}
 	}
-	for id := range p.cgroups {
-		if _, ok := now[id]; ok {
+	for key := range p.found {
+		if _, ok := now[key]; ok {
 			continue
 		}
-		key.Value = id
+		key.Generation = p.generation
 		if err := values.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget a cgroup that went: %w", err)
+			return fmt.Errorf("forget what went: %w", err)
 		}
 	}
-	p.cgroups = now
+	p.found = now
 	return nil
 }
 

@@ -68,7 +68,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %q", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(newRun(), newDemo(), newDoctor(), newStatus(), newAccel(), newBench(), newBenchPeer(), newVersion(), newMan())
+	root.AddCommand(newRun(), newDemo(), newDoctor(), newStatus(), newAccel(), newAgent(), newApply(), newDiff(), newUnload(), newBench(), newBenchPeer(), newVersion(), newMan())
 	return root
 }
 

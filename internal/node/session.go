@@ -310,6 +310,9 @@ func CleanUp() error {
 		errs = append(errs, err)
 	}
 	for _, i := range instances {
+		if !strings.HasPrefix(i.Name(), sessionPrefix) { // the agent's own
+			continue
+		}
 		// That the cgroup cannot be seen from here is no proof; the kernel takes
 		// it out of the link when it removes it.
 		if id, err := accel.CgroupID(filepath.Join(sessionPin, i.Name())); err != nil || id != 0 {
