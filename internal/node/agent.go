@@ -22,12 +22,12 @@ import (
 	"github.com/shuntnet/shunt/internal/kernel"
 )
 
-// Names in the pin root: the agent's instance, one that is being built, and those
+// Names in the pin root (bpffs allows no dots): the agent's instance, one that is being built, and those
 // of builds with another layout that are on their way out.
 const (
 	agentPin  = "agent"
-	freshPin  = "agent.new"
-	oldPrefix = "agent.old-"
+	freshPin  = "agent-new"
+	oldPrefix = "agent-old-"
 )
 
 // Rescan is how often the agent looks for cgroups and namespaces that came or went.
