@@ -207,7 +207,14 @@ func (g *generation) found() map[bpfSelectKey]uint64 {
 // but cgroups or namespaces that they name came or went. Each is one entry, so
 // none is judged by half of it.
 func (p *Plane) Recheck(sel Selection) error {
-	g, err := compile(sel)
+	// Only what comes and goes: a range may be 65535 ports.
+	short := func(full []Selector) (names []Selector) {
+		for _, s := range full {
+			names = append(names, Selector{NamesCgroup: s.NamesCgroup, Cgroups: s.Cgroups, NamesNetns: s.NamesNetns, Netns: s.Netns})
+		}
+		return names
+	}
+	g, err := compile(Selection{Select: short(sel.Select), Exclude: short(sel.Exclude)})
 	if err != nil {
 		return err
 	}

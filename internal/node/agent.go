@@ -43,7 +43,7 @@ var ErrAgentRuns = errors.New("a shunt agent is running here")
 type AgentOptions struct {
 	CgroupRoot string                  // where the programs are attached: "" is the root of cgroup2
 	PinRoot    string                  // on bpffs; "" is /sys/fs/bpf/shunt/accel
-	Fault      func(step string) error // see accel.Options
+	Fault      func(step string) error `json:"-"` // see accel.Options
 }
 
 func (o AgentOptions) pinRoot() string {
