@@ -158,7 +158,7 @@ func (p *Plane) pinPrograms(opts Options) error {
 // If another build made it, or other options, its programs are replaced and its
 // maps kept; upgraded says so. The error is ErrLayout where that cannot be: the
 // instance then goes on as it is.
-func Adopt(dir string, opts Options) (p *Plane, upgraded bool, err error) {
+func Adopt(dir string, opts Options) (_ *Plane, upgraded bool, err error) {
 	have, err := readAbout(dir)
 	if err != nil {
 		return nil, false, err
@@ -174,7 +174,7 @@ func Adopt(dir string, opts Options) (p *Plane, upgraded bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	p = &Plane{dir: dir}
+	p := &Plane{dir: dir}
 	pinned := map[string]*ebpf.Map{}
 	defer func() {
 		if err != nil {
@@ -215,7 +215,10 @@ func Adopt(dir string, opts Options) (p *Plane, upgraded bool, err error) {
 		m.Close() //nolint:errcheck // the collection has its own handle
 		delete(pinned, name)
 	}
-	return p, true, p.replace(opts)
+	if err = p.replace(opts); err != nil {
+		return nil, false, err
+	}
+	return p, true, nil
 }
 
 // replace puts this build's programs in the place of those that run. Between any
