@@ -132,6 +132,17 @@ func readAbout(dir string) (a about, err error) {
 	return a, nil
 }
 
+// SameLayout reports whether this build can read the instance pinned in dir.
+// A session's says nothing about itself until it is complete.
+func SameLayout(dir string) bool {
+	have, err := readAbout(dir)
+	if err != nil {
+		return false
+	}
+	want, err := aboutThis(Options{})
+	return err == nil && have.Layout == want.Layout
+}
+
 // pinPrograms pins those that user space needs again: the pin is how the next
 // process gets them. A pin that is there is replaced at once.
 func (p *Plane) pinPrograms(opts Options) error {

@@ -364,34 +364,50 @@ func Instances() ([]Instance, error) {
 	}
 	var list []Instance
 	for _, dir := range sessionCgroups(mount) {
-		i := Instance{Name: filepath.Base(dir), Cgroup: dir}
-		i.Pins = filepath.Join(sessionPin, i.Name)
-		plane, err := accel.Open(i.Pins)
+		i, err := readInstance(filepath.Base(dir), dir, dir)
 		if errors.Is(err, os.ErrNotExist) { // just made, or just gone
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		i.Mapped, err = plane.Mapped()
-		if err == nil {
-			i.Stats, err = plane.Stats()
+		list = append(list, i)
+	}
+	for _, dir := range append([]string{filepath.Join(sessionPin, agentPin)}, oldInstances(sessionPin)...) {
+		i, err := readInstance(filepath.Base(dir), mount, sessionPin)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
 		}
-		if err == nil {
-			i.conns, err = plane.Conns()
-		}
-		plane.Close()
-		if err != nil {
+		// Only its pins' names are certain where another build made it.
+		if err != nil && accel.SameLayout(dir) {
 			return nil, err
-		}
-		if f, err := lock(dir, unix.LOCK_SH); err == nil {
-			f.Close() //nolint:errcheck // a directory
-		} else {
-			i.Owned = true
 		}
 		list = append(list, i)
 	}
 	return list, nil
+}
+
+// readInstance reads one; locked is the directory that its owner locks.
+func readInstance(name, cgroup, locked string) (Instance, error) {
+	i := Instance{Name: name, Cgroup: cgroup, Pins: filepath.Join(sessionPin, name)}
+	if f, err := lock(locked, unix.LOCK_SH); err == nil {
+		f.Close() //nolint:errcheck // a directory
+	} else {
+		i.Owned = true
+	}
+	plane, err := accel.Open(i.Pins)
+	if err != nil {
+		return i, err
+	}
+	defer plane.Close()
+	if i.Mapped, err = plane.Mapped(); err != nil {
+		return i, err
+	}
+	if i.Stats, err = plane.Stats(); err != nil {
+		return i, err
+	}
+	i.conns, err = plane.Conns()
+	return i, err
 }
 
 // findNetns finds a network namespace by its cookie among those of this process

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/shuntnet/shunt/internal/accel"
+	"github.com/shuntnet/shunt/internal/cli"
 	"github.com/shuntnet/shunt/internal/config"
 	"github.com/shuntnet/shunt/internal/kernel"
 	"github.com/shuntnet/shunt/internal/node"
@@ -32,6 +33,7 @@ import (
 const (
 	peerEnv  = "SHUNT_TEST_PEER"  // in the environment: this binary is a peer
 	agentEnv = "SHUNT_TEST_AGENT" // in the environment: it takes steps, see fault_test.go
+	cliEnv   = "SHUNT_TEST_CLI"   // in the environment: it is shunt
 	patience = 20 * time.Second   // bound of every wait for something that must come
 )
 
@@ -41,6 +43,8 @@ func TestMain(m *testing.M) {
 		servePeer()
 	case os.Getenv(agentEnv) != "":
 		takeSteps()
+	case os.Getenv(cliEnv) != "":
+		os.Exit(cli.Main(os.Args[1:]))
 	default:
 		os.Exit(m.Run())
 	}
