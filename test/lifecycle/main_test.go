@@ -23,6 +23,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/shuntnet/shunt/internal/accel"
 	"github.com/shuntnet/shunt/internal/cli"
 	"github.com/shuntnet/shunt/internal/config"
@@ -288,6 +290,18 @@ func servePeer() {
 				next++
 				conns[next] = c
 				return strconv.Itoa(next), nil
+			case "up":
+				lo, err := netlink.LinkByName("lo")
+				if err != nil {
+					return "", err
+				}
+				return "", netlink.LinkSetUp(lo)
+			case "rename", "address", "neighbour":
+				l, err := netlink.LinkByName(f[1])
+				if err != nil {
+					return "", err
+				}
+				return "", network(l, f)
 			case "exchange": // ID ROUNDS SIZE
 				return "", exchange(conns[number(1)], number(2), number(3))
 			case "send":
@@ -342,6 +356,25 @@ func servePeer() {
 			fmt.Println("ok", answer)
 		}
 	}
+}
+
+// network sets up a device: rename OLD NEW, address DEV PREFIX MAC, neighbour DEV IP MAC.
+func network(l netlink.Link, f []string) error {
+	if f[0] == "rename" {
+		return netlink.LinkSetName(l, f[2])
+	}
+	mac, err := net.ParseMAC(f[3])
+	if err != nil {
+		return err
+	}
+	if f[0] == "neighbour" {
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: net.ParseIP(f[2]), HardwareAddr: mac, State: netlink.NUD_PERMANENT})
+	}
+	addr, err := netlink.ParseAddr(f[2])
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetHardwareAddr(l, mac), netlink.AddrAdd(l, addr), netlink.LinkSetUp(l))
 }
 
 type run struct {

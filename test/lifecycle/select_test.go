@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
 	"github.com/shuntnet/shunt/internal/node"
 )
 
@@ -200,4 +203,131 @@ func TestSessionBelowAgent(t *testing.T) {
 	server.kill()
 	client.kill()
 	p.until("the session can go", func() bool { return session.Close() == nil })
+}
+
+// TestNoMixture: a reload comes between the SYN and its answer. Neither selection
+// selects the connection, but the listening end judged by the first and the
+// connecting end by the second would. Without the reload in between, a handshake
+// held up in the same way is joined.
+func TestNoMixture(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		first, second func(p *place) string
+		joined        uint64
+	}{
+		{
+			"reload in between",
+			func(p *place) string {
+				return "accel: {select: [{cgroup: " + p.path("srv") + "}], exclude: [{cgroup: " + p.path("cli") + "}]}"
+			},
+			func(p *place) string { return "accel: {select: [{ports: [1]}, {cgroup: " + p.path("nobody") + "}]}" },
+			0,
+		},
+		{
+			"no reload",
+			func(p *place) string { return "accel: {select: [{cgroup: " + p.path("srv") + "}]}" },
+			nil,
+			1,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlace(t)
+			ns := func(a *syscall.SysProcAttr) { a.Cloneflags = syscall.CLONE_NEWNET }
+			server, client := p.peer("srv", ns), p.peer("cli", ns)
+			const serverMAC, clientMAC, nobodysMAC = "02:00:00:00:77:01", "02:00:00:00:77:02", "02:00:00:00:77:03"
+			veth(t, server, client)
+			server.must("address eth 10.77.7.1/24 " + serverMAC)
+			client.must("address eth 10.77.7.2/24 " + clientMAC)
+			client.must("neighbour eth 10.77.7.1 " + serverMAC)
+			// The answer to the SYN goes nowhere.
+			server.must("neighbour eth 10.77.7.2 " + nobodysMAC)
+
+			a := p.agent(c.first(p))
+			defer a.Close()
+			addr := server.must("listen 10.77.7.1:7707 echo")
+			dialled := make(chan string, 1)
+			go func() {
+				id, err := client.do("dial %s", addr)
+				if err != nil {
+					id = err.Error()
+				}
+				dialled <- id
+			}()
+			notes, err := ebpf.LoadPinnedMap(filepath.Join(p.pins, "agent", "shunt_syns"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer notes.Close()
+			p.until("the SYN is noted", func() bool {
+				var key []byte
+				return notes.NextKey(nil, &key) == nil
+			})
+			if c.second != nil {
+				if _, err := a.Apply(p.config(c.second(p))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			server.must("neighbour eth 10.77.7.2 " + clientMAC)
+			id := <-dialled
+			client.must("exchange %s 5 1000", id)
+			if s := stats(t, a); s.Joined != c.joined || s.NotJoined["unselected"] != 1-c.joined || s.Connections != 1 {
+				t.Errorf("joined %d, want %d: %+v", s.Joined, c.joined, s)
+			}
+		})
+	}
+}
+
+// veth connects the namespaces of two peers; each end is called eth.
+func veth(t *testing.T, a, b *peer) {
+	t.Helper()
+	// Never more than 15 characters, and nobody else's.
+	name := func(q *peer) string { return fmt.Sprintf("shl%d", q.cmd.Process.Pid) }
+	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: name(b)}
+	pair.Name = name(a)
+	if err := netlink.LinkAdd(pair); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []*peer{a, b} {
+		l, err := netlink.LinkByName(name(q))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetNsPid(l, q.cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		q.must("rename %s eth", name(q))
+	}
+}
+
+// TestOtherNamespace: the agent finds the namespaces of any process, to guard
+// their devices, and selects by namespace.
+func TestOtherNamespace(t *testing.T) {
+	p := newPlace(t)
+	inside := p.peer("srv", func(a *syscall.SysProcAttr) { a.Cloneflags = syscall.CLONE_NEWNET })
+	inside.must("up")
+	outside := p.peer("cli")
+	a := p.agent(fmt.Sprintf("accel: {select: [{netns: /proc/%d/ns/net}]}", inside.cmd.Process.Pid))
+	defer a.Close()
+	for _, c := range []struct {
+		peer *peer
+		want uint64
+	}{{outside, 0}, {inside, 1}} {
+		before := stats(t, a)
+		addr := c.peer.must("listen 127.0.0.1:0 echo")
+		id := c.peer.must("dial %s", addr)
+		p.until("bytes are redirected, or none is joined", func() bool {
+			c.peer.must("exchange %s 5 1000", id)
+			if c.want == 0 {
+				return true
+			}
+			again := c.peer.must("dial %s", addr)
+			c.peer.must("exchange %s 5 1000", again)
+			c.peer.must("close %s", again)
+			return stats(t, a).Redirected.Bytes > before.Redirected.Bytes
+		})
+		c.peer.must("close %s", id)
+		if s := stats(t, a); (s.Joined > before.Joined) != (c.want > 0) {
+			t.Errorf("joined %d: %+v", s.Joined, s)
+		}
+	}
 }
