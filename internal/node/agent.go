@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -123,7 +124,8 @@ func NewAgent(cfg *config.Config, opts AgentOptions) (_ *Agent, err error) {
 	if err := a.plane.Select(sel, accelOpts); err != nil {
 		return nil, err
 	}
-	a.cfg, a.missing = cfg, missing
+	a.cfg = cfg
+	a.nowMissing(missing)
 	for _, old := range oldInstances(opts.pinRoot()) {
 		if err := accel.StopSelecting(old); err != nil {
 			return nil, err
@@ -145,6 +147,11 @@ func lockPins(root string) (*os.File, error) {
 		return nil, fmt.Errorf("make the pin directory: %w", err)
 	}
 	f, err := lock(root, unix.LOCK_EX)
+	// Who looks whether it is locked holds it for a moment.
+	for try := 0; errors.Is(err, unix.EWOULDBLOCK) && try < 10; try++ {
+		time.Sleep(20 * time.Millisecond)
+		f, err = lock(root, unix.LOCK_EX)
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%s is locked: %w", root, ErrAgentRuns)
 	}
@@ -288,7 +295,7 @@ func (a *Agent) rescan() {
 		return
 	}
 	sel, missing := resolve(a.cfg.Accel, a.mount)
-	a.missing = missing
+	a.nowMissing(missing)
 	if err := a.plane.Recheck(sel); err != nil {
 		slog.Error("cgroups that came are not selected", "err", err)
 	}
@@ -350,8 +357,17 @@ func (a *Agent) apply(cfg *config.Config) error {
 		}
 		return err
 	}
-	a.cfg, a.missing = cfg, missing
+	a.cfg = cfg
+	a.nowMissing(missing)
 	return nil
+}
+
+// nowMissing says once what selectors name in vain: it may be a typing error.
+func (a *Agent) nowMissing(names []string) {
+	if len(names) > 0 && !slices.Equal(names, a.missing) {
+		slog.Warn("selectors name what does not exist now", "names", names)
+	}
+	a.missing = names
 }
 
 func sameOptions(a, b accel.Options) bool {

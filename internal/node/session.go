@@ -343,12 +343,14 @@ func sessionCgroups(mount string) []string {
 
 // Instance is one loaded accel instance as `shunt status` shows it.
 type Instance struct {
-	Name   string      `json:"name" yaml:"name"`
-	Cgroup string      `json:"cgroup" yaml:"cgroup"`
-	Pins   string      `json:"pins" yaml:"pins"`
-	Owned  bool        `json:"owned" yaml:"owned"` // its shunt process lives
-	Mapped int         `json:"mapped" yaml:"mapped"`
-	Stats  accel.Stats `json:"stats" yaml:"stats"`
+	Name   string `json:"name" yaml:"name"`
+	Cgroup string `json:"cgroup" yaml:"cgroup"`
+	Pins   string `json:"pins" yaml:"pins"`
+	Owned  bool   `json:"owned" yaml:"owned"` // its shunt process lives
+	// Another build made it, so only Mapped is known.
+	OtherBuild bool        `json:"other_build,omitempty" yaml:"other_build,omitempty"`
+	Mapped     int         `json:"mapped" yaml:"mapped"`
+	Stats      accel.Stats `json:"stats" yaml:"stats"`
 
 	conns []accel.Conn
 }
@@ -368,23 +370,41 @@ func Instances() ([]Instance, error) {
 		if errors.Is(err, os.ErrNotExist) { // just made, or just gone
 			continue
 		}
-		if err != nil {
+		if err != nil && !i.OtherBuild {
 			return nil, err
 		}
 		list = append(list, i)
 	}
 	for _, dir := range append([]string{filepath.Join(sessionPin, agentPin)}, oldInstances(sessionPin)...) {
-		i, err := readInstance(filepath.Base(dir), mount, sessionPin)
+		i, err := readInstance(filepath.Base(dir), attachedCgroup(dir, mount), sessionPin)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		// Only its pins' names are certain where another build made it.
-		if err != nil && accel.SameLayout(dir) {
+		if err != nil && !i.OtherBuild {
 			return nil, err
 		}
 		list = append(list, i)
 	}
 	return list, nil
+}
+
+// attachedCgroup is the cgroup of the instance pinned in dir, "" if it is gone.
+func attachedCgroup(dir, mount string) (found string) {
+	id, err := accel.CgroupID(dir)
+	if err != nil || id == 0 {
+		return ""
+	}
+	filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // the function returns none but SkipAll
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		if c, ok := cgroupAt(path); ok && c.id == id {
+			found = path
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found
 }
 
 // readInstance reads one; locked is the directory that its owner locks.
@@ -402,6 +422,10 @@ func readInstance(name, cgroup, locked string) (Instance, error) {
 	defer plane.Close()
 	if i.Mapped, err = plane.Mapped(); err != nil {
 		return i, err
+	}
+	// Its counters may mean something else, if they can be read at all.
+	if i.OtherBuild = !accel.SameLayout(i.Pins); i.OtherBuild {
+		return i, nil
 	}
 	if i.Stats, err = plane.Stats(); err != nil {
 		return i, err

@@ -54,7 +54,7 @@ func Unload(ctx context.Context, opts UnloadOptions) (removed int, err error) {
 				return removed, err
 			}
 		}
-		return removed, removeEmpty(root)
+		return removed, opts.removeRoot()
 	}
 	before := ""
 	for {
@@ -72,7 +72,7 @@ func Unload(ctx context.Context, opts UnloadOptions) (removed int, err error) {
 			}
 		}
 		if len(left) == 0 {
-			return 0, removeEmpty(root)
+			return 0, opts.removeRoot()
 		}
 		if now := fmt.Sprint(left); now != before && opts.Waiting != nil {
 			opts.Waiting(left)
@@ -116,16 +116,17 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// removeEmpty removes the pin root and what is above it, up to bpffs itself, as
-// far as it is empty.
-func removeEmpty(root string) error {
-	for dir := root; dir != bpffs && filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
-		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-			return nil //nolint:nilerr // it is used, or gone
-		}
-		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove the empty pin directory: %w", err)
-		}
+// removeRoot removes a pin root of one's own if nothing is in it. The machine's
+// stays: a session may be about to make its directory there.
+func (o AgentOptions) removeRoot() error {
+	if o.PinRoot == "" {
+		return nil
+	}
+	if entries, err := os.ReadDir(o.PinRoot); err != nil || len(entries) > 0 {
+		return nil //nolint:nilerr // it is used, or gone
+	}
+	if err := os.Remove(o.PinRoot); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the empty pin directory: %w", err)
 	}
 	return nil
 }
