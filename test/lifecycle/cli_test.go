@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shuntnet/shunt/internal/api"
 )
 
@@ -231,6 +233,71 @@ func TestKilledAgent(t *testing.T) {
 		t.Errorf("after four kills: %+v", s)
 	}
 	a.Close()
+}
+
+// TestCapabilities: those of the unit are enough, also to guard the devices of
+// another user's process in a namespace of its own.
+func TestCapabilities(t *testing.T) {
+	p := newPlace(t)
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Skip("setpriv (util-linux) is not here")
+	}
+	unit, err := os.ReadFile("../../deploy/shunt.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.+)$`).FindSubmatch(unit)
+	if m == nil {
+		t.Fatal("the unit has no bounding set")
+	}
+	set := "-all"
+	for _, c := range strings.Fields(string(m[1])) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(c, "CAP_"))
+	}
+	dir := t.TempDir()
+	file, socket := filepath.Join(dir, "shunt.yaml"), filepath.Join(dir, "agent.sock")
+	if err := os.WriteFile(file, []byte("apiVersion: shunt/v1\naccel: {select: [{cgroup: "+p.path("")+"}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	peer := p.peer("nobody", func(a *syscall.SysProcAttr) {
+		a.Cloneflags = syscall.CLONE_NEWNET
+		a.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+		a.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN} // to bring lo up
+	})
+	peer.must("up")
+	agent := exec.Command(setpriv, "--bounding-set="+set, "--inh-caps=-all", "--no-new-privs",
+		"/proc/self/exe", "agent", "--config", file, "--socket", socket, "--cgroup-root", p.cgroup, "--pin-root", p.pins)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent.Args[4] = self
+	agent.Env = append(os.Environ(), cliEnv+"=1")
+	var log bytes.Buffer
+	agent.Stderr = &log
+	if err := agent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		agent.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
+		if err := agent.Wait(); err != nil {
+			t.Errorf("the agent ends with %v: %s", err, log.String())
+		}
+	}()
+	client := api.NewClient(socket)
+	p.until("the agent answers", func() bool {
+		_, err := client.Status(t.Context())
+		return err == nil
+	})
+	addr := peer.must("listen 127.0.0.1:0 echo")
+	p.until("bytes go from socket to socket", func() bool {
+		id := peer.must("dial %s", addr)
+		peer.must("exchange %s 3 1000", id)
+		peer.must("close %s", id)
+		s, err := client.Status(t.Context())
+		return err == nil && s.Stats.Redirected.Bytes > 0
+	})
 }
 
 // TestUnit: systemd takes the unit file as it is.
