@@ -86,6 +86,27 @@ struct pt_regs {
 	unsigned long orig_ax; /* x86 */
 };
 
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self; /* of its first member's address: see cgroup_of() */
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+typedef struct {
+	u32 val;
+} kuid_t;
+
 struct proto {
 	unsigned long *memory_pressure;
 };
@@ -96,12 +117,15 @@ struct sock_common {
 	struct proto *skc_prot;
 	possible_net_t skc_net;
 	unsigned long skc_flags;
+	struct sock *skc_listener;
 	atomic64_t skc_cookie;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
+	struct sock_cgroup_data sk_cgrp_data;
+	kuid_t sk_uid;
 	struct dst_entry *sk_dst_cache;
 	void *sk_user_data;
 	int sk_rcvlowat;
@@ -130,6 +154,11 @@ struct tcp_sock {
 	const void *fastopen_rsk;
 };
 
+/* sockops' own context, as bpf_cast_to_kern_ctx() gives it. */
+struct bpf_sock_ops_kern {
+	struct sock *sk;
+};
+
 struct sk_msg_sg {
 	u32 size;
 };
@@ -150,6 +179,9 @@ enum sock_flags { SOCK_ZEROCOPY, SOCK_RCVTSTAMP };
 
 /* Loads through the result fault to 0 instead of failing (kernel 6.2+). */
 extern void *bpf_rdonly_cast(const void *obj, u32 btf_id) __ksym;
+
+/* A program's context as the kernel has it (kernel 6.2+). */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 
 #define KERNEL_PTR(type, addr) \
 	((struct type *)bpf_rdonly_cast((void *)(addr), bpf_core_type_id_kernel(struct type)))

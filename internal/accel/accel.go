@@ -27,6 +27,21 @@ type Options struct {
 	AcceptG4 bool   // join blocking sockets too: a signal may show as EAGAIN, MSG_WAITALL may return early
 	AcceptG5 bool   // do not wait until the reader was seen in recv: readers that use splice(2) hang
 	AcceptG6 bool   // do not require the reset guard: a close with unread bytes ends in FIN, not RST
+
+	// Select: nothing is joined until Plane.Select says what. Without it the
+	// cgroup is the instance's own, and everything in it is selected.
+	Select bool
+	// Fault is called before each change of the kernel's state, with its name;
+	// an error ends the work there. For tests.
+	Fault func(step string) error `json:"-"`
+}
+
+// Step announces a change of the kernel's state to Fault.
+func (o Options) Step(format string, args ...any) error {
+	if o.Fault == nil {
+		return nil
+	}
+	return o.Fault(fmt.Sprintf(format, args...))
 }
 
 // Plane is one loaded instance: its programs attached to one cgroup, and all
@@ -34,6 +49,9 @@ type Options struct {
 type Plane struct {
 	dir  string
 	coll *ebpf.Collection
+
+	generation uint64                  // of the selection in force
+	found      map[bpfSelectKey]uint64 // what its names stand for, generation 0
 }
 
 // ErrUnsupported is returned by Load where the kernel lacks what a guarantee
@@ -44,30 +62,17 @@ var ErrUnsupported = errors.New("this kernel cannot keep a guarantee")
 // exist, and attaches it to cgroup (an absolute path on cgroup2). On error
 // nothing is left behind.
 func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
-	if opts.MaxQueue == 0 {
-		opts.MaxQueue = DefaultMaxQueue
-	}
-	spec, err := loadBpf()
+	spec, err := specFor(opts)
 	if err != nil {
 		return nil, err
-	}
-	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
-	trust := !opts.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
-	for name, value := range map[string]any{
-		bpfVarMaxQueue:       opts.MaxQueue,
-		bpfVarAcceptBlocking: flag(opts.AcceptG4),
-		bpfVarRequireReader:  flag(!opts.AcceptG5),
-		bpfVarRequireGuard:   flag(!opts.AcceptG6),
-		bpfVarTrustWorkload:  flag(trust),
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			return nil, fmt.Errorf("set %s: %w", name, err)
-		}
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("make the pin directory: %w", err)
 	}
 	if err := private(filepath.Dir(dir)); err != nil {
+		return nil, err
+	}
+	if err := opts.Step("make %s", filepath.Base(dir)); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -81,47 +86,78 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 		}
 	}()
 
-	// One of the two, see splice.h.
-	if kernel.CanTrace() {
-		delete(spec.Programs, bpfProgSpliced)
-	} else {
-		delete(spec.Programs, bpfProgSplicedEntry)
+	if err := opts.Step("load the programs"); err != nil {
+		return nil, err
 	}
 	p.coll, err = ebpf.NewCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load the accel programs: %w", err)
 	}
 	for name, m := range p.coll.Maps {
-		switch {
-		case name == ".rodata": // bpffs takes no dot
-			name = pinOptions
-		case strings.HasPrefix(name, "."): // lives as long as its programs
+		if strings.HasPrefix(name, ".") { // lives as long as its programs
 			continue
+		}
+		if err := opts.Step("pin %s", name); err != nil {
+			return nil, err
 		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
-	return p, p.attach(cgroup, opts)
+	if err := p.pinPrograms(opts); err != nil {
+		return nil, err
+	}
+	if err := p.attach(cgroup, opts); err != nil {
+		return nil, err
+	}
+	// Last: an instance that says what it is is complete.
+	return p, p.writeAbout(opts)
+}
+
+// specFor is the object with the options set.
+func specFor(opts Options) (*ebpf.CollectionSpec, error) {
+	if opts.MaxQueue == 0 {
+		opts.MaxQueue = DefaultMaxQueue
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, err
+	}
+	// One of the two, see splice.h.
+	if kernel.CanTrace() {
+		delete(spec.Programs, bpfProgSpliced)
+	} else {
+		delete(spec.Programs, bpfProgSplicedEntry)
+	}
+	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
+	trust := !opts.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
+	for name, value := range map[string]any{
+		bpfVarMaxQueue:       opts.MaxQueue,
+		bpfVarAcceptBlocking: flag(opts.AcceptG4),
+		bpfVarRequireReader:  flag(!opts.AcceptG5),
+		bpfVarRequireGuard:   flag(!opts.AcceptG6),
+		bpfVarSelective:      flag(opts.Select),
+		bpfVarTrustWorkload:  flag(trust),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return spec, nil
 }
 
 // attach switches the instance on. The order matters: whoever is joined must
 // find the other programs in place, so sockops, which joins, comes last.
 func (p *Plane) attach(cgroup string, opts Options) error {
-	// Attached to the map, not linked: that works on every kernel, and lives
-	// as long as the map.
-	err := link.RawAttachProgram(link.RawAttachProgramOptions{
-		Target:  p.coll.Maps[bpfMapShuntSocks].FD(),
-		Program: p.coll.Programs[bpfProgRedirect],
-		Attach:  ebpf.AttachSkMsgVerdict,
-	})
-	if err != nil {
-		return fmt.Errorf("attach the message program to its map: %w", err)
+	if err := p.attachToMaps(opts); err != nil {
+		return err
 	}
-
+	if err := opts.Step("attach %s", bpfProgReceive); err != nil {
+		return err
+	}
 	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{
 		Name:    "sock_recv_length",
-		Program: p.coll.Programs[bpfProgReceived],
+		Program: p.coll.Programs[bpfProgReceive],
 	})
 	switch {
 	case err == nil:
@@ -132,7 +168,7 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		return fmt.Errorf("%w: G5 needs the tracepoint sock_recv_length (Linux 6.3); --accept G5 goes without: %w", ErrUnsupported, err)
 	}
 
-	if err := p.attachSplice(); err != nil {
+	if err := p.attachSplice(opts); err != nil {
 		return err
 	}
 
@@ -143,6 +179,9 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 		{linkReleased, bpfProgReleased, ebpf.AttachCgroupInetSockRelease},
 		{linkJoin, bpfProgJoin, ebpf.AttachCGroupSockOps},
 	} {
+		if err := opts.Step("attach %s", h.prog); err != nil {
+			return err
+		}
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: p.coll.Programs[h.prog]})
 		if err != nil {
 			return fmt.Errorf("attach %s to cgroup %s: %w", h.prog, cgroup, err)
@@ -154,8 +193,12 @@ func (p *Plane) attach(cgroup string, opts Options) error {
 	return nil
 }
 
-// attachSplice watches for readers that turn to splice.
-func (p *Plane) attachSplice() error {
+// attachSplice watches for readers that turn to splice. Where one watches
+// already, the new one takes its place: seeing a reader twice changes nothing.
+func (p *Plane) attachSplice(opts Options) error {
+	if err := opts.Step("attach %s", bpfProgSpliced); err != nil {
+		return err
+	}
 	var (
 		l   link.Link
 		err error
@@ -168,7 +211,49 @@ func (p *Plane) attachSplice() error {
 	if err != nil {
 		return fmt.Errorf("watch for splice readers: %w", err)
 	}
-	return p.pin(l, "link-spliced")
+	defer l.Close() //nolint:errcheck // the pin holds the link
+	return p.pinAs(linkSpliced, l.Pin)
+}
+
+// pinAs pins something under a name, in the place of what is pinned there.
+func (p *Plane) pinAs(name string, pin func(path string) error) error {
+	path := filepath.Join(p.dir, name)
+	fresh := path + "-new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove an earlier try: %w", err)
+	}
+	if err := pin(fresh); err != nil {
+		return fmt.Errorf("pin %s: %w", name, err)
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return fmt.Errorf("pin %s: %w", name, err)
+	}
+	return nil
+}
+
+// attachToMaps puts the programs in place that live in a map. Doing it again
+// replaces them; a socket that is in the map keeps the message program it got.
+func (p *Plane) attachToMaps(opts Options) error {
+	if err := opts.Step("attach %s", bpfProgRedirect); err != nil {
+		return err
+	}
+	// Attached to the map, not linked: that works on every kernel, and lives
+	// as long as the map.
+	err := link.RawAttachProgram(link.RawAttachProgramOptions{
+		Target:  p.coll.Maps[bpfMapShuntSocks].FD(),
+		Program: p.coll.Programs[bpfProgRedirect],
+		Attach:  ebpf.AttachSkMsgVerdict,
+	})
+	if err != nil {
+		return fmt.Errorf("attach the message program to its map: %w", err)
+	}
+	if err := opts.Step("put %s in its slot", bpfProgReceived); err != nil {
+		return err
+	}
+	if err := p.coll.Maps[bpfMapShuntReceived].Put(uint32(0), p.coll.Programs[bpfProgReceived]); err != nil {
+		return fmt.Errorf("put the program that sees receive calls in its slot: %w", err)
+	}
+	return nil
 }
 
 // pin keeps a link alive without this process.
@@ -291,7 +376,10 @@ func private(dir string) error {
 
 // Remove takes the instance pinned in dir out of the kernel: links first, so
 // that nobody joins while the maps go. It is fine if dir does not exist.
-func Remove(dir string) error {
+func Remove(dir string) error { return RemoveWith(dir, Options{}) }
+
+// RemoveWith is Remove for tests that make it fail.
+func RemoveWith(dir string, opts Options) error {
 	if st, err := os.Lstat(dir); err == nil && !st.IsDir() {
 		return fmt.Errorf("remove %s: not a directory", dir)
 	}
@@ -303,15 +391,23 @@ func Remove(dir string) error {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	var errs []error
-	for _, links := range []bool{true, false} {
+	// First what says that the instance is complete: if this process dies in
+	// here, the next one goes on, and does not take the rest for an instance.
+	for pass := range 3 {
 		for _, e := range entries {
-			if isLink(e.Name()) != links {
+			if removalPass(e.Name()) != pass {
 				continue
+			}
+			if err := opts.Step("remove %s", e.Name()); err != nil {
+				return errors.Join(append(errs, err)...)
 			}
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if err := opts.Step("remove the directory"); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
@@ -323,12 +419,22 @@ func Remove(dir string) error {
 const (
 	linkJoin     = "link-join"
 	linkReleased = "link-released"
+	linkSpliced  = "link-spliced"
+	linkGuard    = "link-guard-"
 )
 
 // pinOptions is the pin of the options that the programs were loaded with.
 const pinOptions = "options"
 
-func isLink(name string) bool { return strings.HasPrefix(name, "link-") }
+func removalPass(name string) int {
+	switch {
+	case name == aboutPin:
+		return 0
+	case strings.HasPrefix(name, "link-"):
+		return 1
+	}
+	return 2
+}
 
 func flag(on bool) uint8 {
 	if on {

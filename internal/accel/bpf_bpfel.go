@@ -19,6 +19,7 @@ type bpfConn struct {
 	PeerSk          uint64
 	PeerCookie      uint64
 	Netns           uint64
+	Listener        uint64
 	Born            uint64
 	Consumed        uint64
 	RedirectedBytes uint64
@@ -53,6 +54,25 @@ type bpfConn struct {
 	Reported        uint8
 }
 
+type bpfDimension uint32
+
+const (
+	bpfDimensionDIM_PORT    bpfDimension = 0
+	bpfDimensionDIM_ADDRESS bpfDimension = 1
+	bpfDimensionDIM_NETNS   bpfDimension = 2
+	bpfDimensionDIM_UID     bpfDimension = 3
+	bpfDimensionDIM_CGROUP  bpfDimension = 4
+	bpfDimensionDIM_MAX     bpfDimension = 5
+)
+
+type bpfDrained uint32
+
+const (
+	bpfDrainedDRAIN_GONE     bpfDrained = 0
+	bpfDrainedDRAIN_QUEUED   bpfDrained = 1
+	bpfDrainedDRAIN_UNPAIRED bpfDrained = 2
+)
+
 type bpfEvent struct {
 	_       structs.HostLayout
 	Kind    uint32
@@ -76,14 +96,13 @@ const (
 	bpfFaultFAULT_SYN_INSERT  bpfFault = 2
 	bpfFaultFAULT_PAIR_INSERT bpfFault = 3
 	bpfFaultFAULT_CB_FLAGS    bpfFault = 4
-	bpfFaultFAULT_LISTENER    bpfFault = 5
-	bpfFaultFAULT_EVENT       bpfFault = 6
-	bpfFaultFAULT_LEAVE       bpfFault = 7
-	bpfFaultFAULT_RESET       bpfFault = 8
-	bpfFaultFAULT_SNDBUF      bpfFault = 9
-	bpfFaultFAULT_EXCLUDE     bpfFault = 10
-	bpfFaultFAULT_READER      bpfFault = 11
-	bpfFaultFAULT_MAX         bpfFault = 12
+	bpfFaultFAULT_EVENT       bpfFault = 5
+	bpfFaultFAULT_LEAVE       bpfFault = 6
+	bpfFaultFAULT_RESET       bpfFault = 7
+	bpfFaultFAULT_SNDBUF      bpfFault = 8
+	bpfFaultFAULT_EXCLUDE     bpfFault = 9
+	bpfFaultFAULT_READER      bpfFault = 10
+	bpfFaultFAULT_MAX         bpfFault = 11
 )
 
 type bpfGuardKey struct {
@@ -116,22 +135,34 @@ const (
 	bpfLeaveLEAVE_MMAP      bpfLeave = 9
 	bpfLeaveLEAVE_ZEROCOPY  bpfLeave = 10
 	bpfLeaveLEAVE_ULP       bpfLeave = 11
-	bpfLeaveLEAVE_MAX       bpfLeave = 12
+	bpfLeaveLEAVE_UNLOAD    bpfLeave = 12
+	bpfLeaveLEAVE_MAX       bpfLeave = 13
 )
+
+type bpfNote struct {
+	_          structs.HostLayout
+	Generation uint64
+	Listener   uint64
+	Syn        uint8
+	Selected   uint8
+	Excluded   uint8
+	Pad        [5]uint8
+}
 
 type bpfRefusal uint32
 
 const (
-	bpfRefusalREFUSE_NONE      bpfRefusal = 0
-	bpfRefusalREFUSE_REMOTE    bpfRefusal = 1
-	bpfRefusalREFUSE_BLOCKING  bpfRefusal = 2
-	bpfRefusalREFUSE_PROOF     bpfRefusal = 3
-	bpfRefusalREFUSE_COLLISION bpfRefusal = 4
-	bpfRefusalREFUSE_FULL      bpfRefusal = 5
-	bpfRefusalREFUSE_FASTOPEN  bpfRefusal = 6
-	bpfRefusalREFUSE_FOREIGN   bpfRefusal = 7
-	bpfRefusalREFUSE_EXCLUDED  bpfRefusal = 8
-	bpfRefusalREFUSE_MAX       bpfRefusal = 9
+	bpfRefusalREFUSE_NONE       bpfRefusal = 0
+	bpfRefusalREFUSE_REMOTE     bpfRefusal = 1
+	bpfRefusalREFUSE_BLOCKING   bpfRefusal = 2
+	bpfRefusalREFUSE_PROOF      bpfRefusal = 3
+	bpfRefusalREFUSE_COLLISION  bpfRefusal = 4
+	bpfRefusalREFUSE_FULL       bpfRefusal = 5
+	bpfRefusalREFUSE_FASTOPEN   bpfRefusal = 6
+	bpfRefusalREFUSE_FOREIGN    bpfRefusal = 7
+	bpfRefusalREFUSE_EXCLUDED   bpfRefusal = 8
+	bpfRefusalREFUSE_UNSELECTED bpfRefusal = 9
+	bpfRefusalREFUSE_MAX        bpfRefusal = 10
 )
 
 type bpfRoute uint32
@@ -151,6 +182,29 @@ const (
 	bpfRouteROUTE_MAX        bpfRoute = 11
 )
 
+type bpfSelectKey struct {
+	_          structs.HostLayout
+	Generation uint64
+	Value      uint64
+	Dimension  uint32
+	Pad        uint32
+}
+
+type bpfSelectPrefix struct {
+	_          structs.HostLayout
+	Bits       uint32
+	Generation [2]uint32
+	Addr       [4]uint32
+}
+
+type bpfSelection struct {
+	_          structs.HostLayout
+	Generation uint64
+	Select     uint64
+	Exclude    uint64
+	Named      [5]uint64
+}
+
 type bpfSide uint32
 
 const (
@@ -164,10 +218,10 @@ type bpfStats struct {
 	Joined   uint64
 	Messages [11]uint64
 	Bytes    [11]uint64
-	Refused  [9]uint64
-	Left     [12]uint64
+	Refused  [10]uint64
+	Left     [13]uint64
 	Resets   uint64
-	Faults   [12]uint64
+	Faults   [11]uint64
 }
 
 type bpfTapControl struct {
@@ -259,8 +313,11 @@ const (
 	bpfMapShuntEvents     = "shunt_events"
 	bpfMapShuntExclusions = "shunt_exclusions"
 	bpfMapShuntGuards     = "shunt_guards"
-	bpfMapShuntListener   = "shunt_listener"
 	bpfMapShuntReaders    = "shunt_readers"
+	bpfMapShuntReceived   = "shunt_received"
+	bpfMapShuntSelect     = "shunt_select"
+	bpfMapShuntSelectAddr = "shunt_select_addr"
+	bpfMapShuntSelection  = "shunt_selection"
 	bpfMapShuntSocks      = "shunt_socks"
 	bpfMapShuntStats      = "shunt_stats"
 	bpfMapShuntSyns       = "shunt_syns"
@@ -268,7 +325,9 @@ const (
 	bpfMapShuntTapLost    = "shunt_tap_lost"
 	bpfMapShuntTaps       = "shunt_taps"
 	bpfMapShuntWaiting    = "shunt_waiting"
+	bpfProgDrain          = "drain"
 	bpfProgJoin           = "join"
+	bpfProgReceive        = "receive"
 	bpfProgReceived       = "received"
 	bpfProgRedirect       = "redirect"
 	bpfProgReleased       = "released"
@@ -277,6 +336,8 @@ const (
 	bpfProgSplicedEntry   = "spliced_entry"
 	bpfProgStuck          = "stuck"
 	bpfVarAcceptBlocking  = "accept_blocking"
+	bpfVarBtfDimension    = "btf_dimension"
+	bpfVarBtfDrained      = "btf_drained"
 	bpfVarBtfEvent        = "btf_event"
 	bpfVarBtfEventKind    = "btf_event_kind"
 	bpfVarBtfFault        = "btf_fault"
@@ -284,6 +345,7 @@ const (
 	bpfVarBtfLeave        = "btf_leave"
 	bpfVarBtfRefusal      = "btf_refusal"
 	bpfVarBtfRoute        = "btf_route"
+	bpfVarBtfSelection    = "btf_selection"
 	bpfVarBtfSide         = "btf_side"
 	bpfVarBtfTapEvent     = "btf_tap_event"
 	bpfVarBtfTapKind      = "btf_tap_kind"
@@ -291,6 +353,7 @@ const (
 	bpfVarMaxQueue        = "max_queue"
 	bpfVarRequireGuard    = "require_guard"
 	bpfVarRequireReader   = "require_reader"
+	bpfVarSelective       = "selective"
 	bpfVarTrustWorkload   = "trust_workload"
 )
 
@@ -336,7 +399,9 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	Drain        *ebpf.ProgramSpec `ebpf:"drain"`
 	Join         *ebpf.ProgramSpec `ebpf:"join"`
+	Receive      *ebpf.ProgramSpec `ebpf:"receive"`
 	Received     *ebpf.ProgramSpec `ebpf:"received"`
 	Redirect     *ebpf.ProgramSpec `ebpf:"redirect"`
 	Released     *ebpf.ProgramSpec `ebpf:"released"`
@@ -354,8 +419,11 @@ type bpfMapSpecs struct {
 	ShuntEvents     *ebpf.MapSpec `ebpf:"shunt_events"`
 	ShuntExclusions *ebpf.MapSpec `ebpf:"shunt_exclusions"`
 	ShuntGuards     *ebpf.MapSpec `ebpf:"shunt_guards"`
-	ShuntListener   *ebpf.MapSpec `ebpf:"shunt_listener"`
 	ShuntReaders    *ebpf.MapSpec `ebpf:"shunt_readers"`
+	ShuntReceived   *ebpf.MapSpec `ebpf:"shunt_received"`
+	ShuntSelect     *ebpf.MapSpec `ebpf:"shunt_select"`
+	ShuntSelectAddr *ebpf.MapSpec `ebpf:"shunt_select_addr"`
+	ShuntSelection  *ebpf.MapSpec `ebpf:"shunt_selection"`
 	ShuntSocks      *ebpf.MapSpec `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.MapSpec `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.MapSpec `ebpf:"shunt_syns"`
@@ -370,6 +438,8 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	AcceptBlocking *ebpf.VariableSpec `ebpf:"accept_blocking"`
+	BtfDimension   *ebpf.VariableSpec `ebpf:"btf_dimension"`
+	BtfDrained     *ebpf.VariableSpec `ebpf:"btf_drained"`
 	BtfEvent       *ebpf.VariableSpec `ebpf:"btf_event"`
 	BtfEventKind   *ebpf.VariableSpec `ebpf:"btf_event_kind"`
 	BtfFault       *ebpf.VariableSpec `ebpf:"btf_fault"`
@@ -377,6 +447,7 @@ type bpfVariableSpecs struct {
 	BtfLeave       *ebpf.VariableSpec `ebpf:"btf_leave"`
 	BtfRefusal     *ebpf.VariableSpec `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.VariableSpec `ebpf:"btf_route"`
+	BtfSelection   *ebpf.VariableSpec `ebpf:"btf_selection"`
 	BtfSide        *ebpf.VariableSpec `ebpf:"btf_side"`
 	BtfTapEvent    *ebpf.VariableSpec `ebpf:"btf_tap_event"`
 	BtfTapKind     *ebpf.VariableSpec `ebpf:"btf_tap_kind"`
@@ -384,6 +455,7 @@ type bpfVariableSpecs struct {
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
+	Selective      *ebpf.VariableSpec `ebpf:"selective"`
 	TrustWorkload  *ebpf.VariableSpec `ebpf:"trust_workload"`
 }
 
@@ -411,8 +483,11 @@ type bpfMaps struct {
 	ShuntEvents     *ebpf.Map `ebpf:"shunt_events"`
 	ShuntExclusions *ebpf.Map `ebpf:"shunt_exclusions"`
 	ShuntGuards     *ebpf.Map `ebpf:"shunt_guards"`
-	ShuntListener   *ebpf.Map `ebpf:"shunt_listener"`
 	ShuntReaders    *ebpf.Map `ebpf:"shunt_readers"`
+	ShuntReceived   *ebpf.Map `ebpf:"shunt_received"`
+	ShuntSelect     *ebpf.Map `ebpf:"shunt_select"`
+	ShuntSelectAddr *ebpf.Map `ebpf:"shunt_select_addr"`
+	ShuntSelection  *ebpf.Map `ebpf:"shunt_selection"`
 	ShuntSocks      *ebpf.Map `ebpf:"shunt_socks"`
 	ShuntStats      *ebpf.Map `ebpf:"shunt_stats"`
 	ShuntSyns       *ebpf.Map `ebpf:"shunt_syns"`
@@ -428,8 +503,11 @@ func (m *bpfMaps) Close() error {
 		m.ShuntEvents,
 		m.ShuntExclusions,
 		m.ShuntGuards,
-		m.ShuntListener,
 		m.ShuntReaders,
+		m.ShuntReceived,
+		m.ShuntSelect,
+		m.ShuntSelectAddr,
+		m.ShuntSelection,
 		m.ShuntSocks,
 		m.ShuntStats,
 		m.ShuntSyns,
@@ -445,6 +523,8 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	AcceptBlocking *ebpf.Variable `ebpf:"accept_blocking"`
+	BtfDimension   *ebpf.Variable `ebpf:"btf_dimension"`
+	BtfDrained     *ebpf.Variable `ebpf:"btf_drained"`
 	BtfEvent       *ebpf.Variable `ebpf:"btf_event"`
 	BtfEventKind   *ebpf.Variable `ebpf:"btf_event_kind"`
 	BtfFault       *ebpf.Variable `ebpf:"btf_fault"`
@@ -452,6 +532,7 @@ type bpfVariables struct {
 	BtfLeave       *ebpf.Variable `ebpf:"btf_leave"`
 	BtfRefusal     *ebpf.Variable `ebpf:"btf_refusal"`
 	BtfRoute       *ebpf.Variable `ebpf:"btf_route"`
+	BtfSelection   *ebpf.Variable `ebpf:"btf_selection"`
 	BtfSide        *ebpf.Variable `ebpf:"btf_side"`
 	BtfTapEvent    *ebpf.Variable `ebpf:"btf_tap_event"`
 	BtfTapKind     *ebpf.Variable `ebpf:"btf_tap_kind"`
@@ -459,6 +540,7 @@ type bpfVariables struct {
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`
+	Selective      *ebpf.Variable `ebpf:"selective"`
 	TrustWorkload  *ebpf.Variable `ebpf:"trust_workload"`
 }
 
@@ -466,7 +548,9 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	Drain        *ebpf.Program `ebpf:"drain"`
 	Join         *ebpf.Program `ebpf:"join"`
+	Receive      *ebpf.Program `ebpf:"receive"`
 	Received     *ebpf.Program `ebpf:"received"`
 	Redirect     *ebpf.Program `ebpf:"redirect"`
 	Released     *ebpf.Program `ebpf:"released"`
@@ -478,7 +562,9 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.Drain,
 		p.Join,
+		p.Receive,
 		p.Received,
 		p.Redirect,
 		p.Released,

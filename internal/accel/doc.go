@@ -14,4 +14,4 @@
 package accel
 
 // clang-19 is the pinned compiler: CI regenerates the objects and compares them byte for byte.
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package accel -type conn -type stats -type tuple -type guard_key -type guard_state -type event -type event_kind -type workload -type tap_control -type tap_event -type tap_lost -type tap_reader -type tap_kind -type route -type refusal -type leave -type fault -type side bpf bpf/accel.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../bpf -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package accel -type conn -type stats -type tuple -type guard_key -type guard_state -type event -type event_kind -type workload -type tap_control -type tap_event -type tap_lost -type tap_reader -type tap_kind -type route -type refusal -type leave -type fault -type side -type selection -type dimension -type drained bpf bpf/accel.c -- -O2 -g -mcpu=v3 -Wall -Werror -I../../bpf -I/usr/include/x86_64-linux-gnu

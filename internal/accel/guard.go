@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -66,6 +68,10 @@ func (p *Plane) attachGuard(key bpfGuardKey) error {
 	if encap := dev.Attrs().EncapType; encap != "ether" && encap != "loopback" {
 		return fmt.Errorf("device %s has %s frames, the reset guard needs Ethernet ones", dev.Attrs().Name, encap)
 	}
+	pin := fmt.Sprintf(linkGuard+"%x-%d", key.Netns, key.Ifindex)
+	if on, err := p.hasGuard(pin, key.Ifindex); on || err != nil {
+		return err
+	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: int(key.Ifindex),
 		Program:   p.coll.Programs[bpfProgReset],
@@ -74,7 +80,32 @@ func (p *Plane) attachGuard(key bpfGuardKey) error {
 	if err != nil {
 		return fmt.Errorf("%w: G6 needs a TCX program on %s (Linux 6.6); --accept G6 goes without: %w", ErrUnsupported, dev.Attrs().Name, err)
 	}
-	return p.pin(l, fmt.Sprintf("link-guard-%x-%d", key.Netns, key.Ifindex))
+	return p.pin(l, pin)
+}
+
+// hasGuard reports whether the guard is there already, as that of an instance
+// that was adopted. One whose device is gone is taken away.
+func (p *Plane) hasGuard(pin string, ifindex uint32) (bool, error) {
+	path := filepath.Join(p.dir, pin)
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", pin, err)
+	}
+	defer l.Close() //nolint:errcheck // the pin holds it
+	info, err := l.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask %s: %w", pin, err)
+	}
+	if tcx := info.TCX(); tcx != nil && tcx.Ifindex == ifindex {
+		return true, nil
+	}
+	if err := os.Remove(path); err != nil {
+		return false, fmt.Errorf("remove the guard of a device that is gone: %w", err)
+	}
+	return false, nil
 }
 
 // Serve does for the kernel half what only user space can, until ctx ends: it

@@ -69,14 +69,15 @@ var (
 		uint8(bpfSideSIDE_PASSIVE): "passive",
 	}
 	refusalNames = map[bpfRefusal]string{
-		bpfRefusalREFUSE_REMOTE:    "remote",
-		bpfRefusalREFUSE_BLOCKING:  "blocking",
-		bpfRefusalREFUSE_PROOF:     "proof",
-		bpfRefusalREFUSE_COLLISION: "collision",
-		bpfRefusalREFUSE_FULL:      "table-full",
-		bpfRefusalREFUSE_FASTOPEN:  "fastopen",
-		bpfRefusalREFUSE_FOREIGN:   "foreign",
-		bpfRefusalREFUSE_EXCLUDED:  "excluded",
+		bpfRefusalREFUSE_REMOTE:     "remote",
+		bpfRefusalREFUSE_BLOCKING:   "blocking",
+		bpfRefusalREFUSE_PROOF:      "proof",
+		bpfRefusalREFUSE_COLLISION:  "collision",
+		bpfRefusalREFUSE_FULL:       "table-full",
+		bpfRefusalREFUSE_FASTOPEN:   "fastopen",
+		bpfRefusalREFUSE_FOREIGN:    "foreign",
+		bpfRefusalREFUSE_EXCLUDED:   "excluded",
+		bpfRefusalREFUSE_UNSELECTED: "unselected",
 	}
 	routeNames = map[bpfRoute]string{
 		bpfRouteROUTE_REDIRECT:   "short",
@@ -103,6 +104,7 @@ var (
 		bpfLeaveLEAVE_MMAP:      "mmap",
 		bpfLeaveLEAVE_ZEROCOPY:  "zerocopy",
 		bpfLeaveLEAVE_ULP:       "ulp",
+		bpfLeaveLEAVE_UNLOAD:    "unload",
 	}
 	faultNames = map[bpfFault]string{
 		bpfFaultFAULT_CONN_INSERT: "conn-insert",
@@ -110,7 +112,6 @@ var (
 		bpfFaultFAULT_SYN_INSERT:  "syn-insert",
 		bpfFaultFAULT_PAIR_INSERT: "pair-insert",
 		bpfFaultFAULT_CB_FLAGS:    "callback-flags",
-		bpfFaultFAULT_LISTENER:    "listener-storage",
 		bpfFaultFAULT_EVENT:       "guard-event",
 		bpfFaultFAULT_LEAVE:       "leave",
 		bpfFaultFAULT_RESET:       "reset",
@@ -137,6 +138,8 @@ var explanations = map[string]string{
 	"table-full":       "the table of joined sockets is full",
 	"fastopen":         "TCP Fast Open carried data in the SYN",
 	"foreign":          "MPTCP, or another sockmap or ULP owns the socket",
+	"unselected":       "no end is selected, or one is excluded",
+	"unload":           "the instance was being taken out",
 	"shutdown":         "one end shut down its write side: plain TCP does the rest",
 	"unpaired":         "the other end had not joined yet",
 	"unaccepted":       "the server had not accepted the connection yet",

@@ -84,6 +84,10 @@ func newRoot() *cobra.Command {
 		newMetrics(),
 		newConformancePeer(),
 		newTap(),
+		newAgent(),
+		newApply(),
+		newDiff(),
+		newUnload(),
 	)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -35,6 +35,9 @@ func newStatus() *cobra.Command {
 					if !i.Owned {
 						state = "left behind" // its shunt was killed
 					}
+					if i.OtherBuild {
+						state += ", another build"
+					}
 					t.row(i.Name, state, i.Stats.Connections, i.Stats.Joined, i.Mapped,
 						bytesText(i.Stats.Redirected.Bytes), bytesText(i.Stats.StackTotal().Bytes), bytesText(i.Stats.Spilled().Bytes), i.Cgroup)
 				}

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"reflect"
 	"testing"
 
 	"github.com/shuntnet/shunt/internal/accel"
@@ -19,7 +20,7 @@ func TestGuarantee(t *testing.T) {
 		{[]string{"G6", "g6", "reset"}, accel.Options{AcceptG6: true}},
 	} {
 		for _, name := range c.names {
-			if got, err := acceptance(SessionOptions{Accept: []string{name}}); got != c.want || err != nil {
+			if got, err := acceptance(SessionOptions{Accept: []string{name}}); !reflect.DeepEqual(got, c.want) || err != nil {
 				t.Errorf("%s: %+v, %v; want %+v", name, got, err, c.want)
 			}
 		}

@@ -321,6 +321,9 @@ func CleanUp() error {
 		errs = append(errs, err)
 	}
 	for _, i := range instances {
+		if !strings.HasPrefix(i.Name(), sessionPrefix) { // the agent's own
+			continue
+		}
 		// That the cgroup cannot be seen from here is no proof; the kernel takes
 		// it out of the link when it removes it.
 		if id, err := accel.CgroupID(filepath.Join(sessionPin, i.Name())); err != nil || id != 0 {
@@ -351,13 +354,15 @@ func sessionCgroups(mount string) []string {
 
 // Instance is one loaded accel instance as `shunt status` shows it.
 type Instance struct {
-	Name     string      `json:"name" yaml:"name"`
-	Cgroup   string      `json:"cgroup" yaml:"cgroup"`
-	Pins     string      `json:"pins" yaml:"pins"`
-	Owned    bool        `json:"owned" yaml:"owned"` // its shunt process lives
-	Mapped   int         `json:"mapped" yaml:"mapped"`
-	MaxQueue uint32      `json:"max_queue" yaml:"max_queue"` // bytes that may wait at one receiver; 0: not known
-	Stats    accel.Stats `json:"stats" yaml:"stats"`
+	Name   string `json:"name" yaml:"name"`
+	Cgroup string `json:"cgroup" yaml:"cgroup"`
+	Pins   string `json:"pins" yaml:"pins"`
+	Owned  bool   `json:"owned" yaml:"owned"` // its shunt process lives
+	// Another build made it, so only Mapped is known.
+	OtherBuild bool        `json:"other_build,omitempty" yaml:"other_build,omitempty"`
+	Mapped     int         `json:"mapped" yaml:"mapped"`
+	MaxQueue   uint32      `json:"max_queue" yaml:"max_queue"` // bytes that may wait at one receiver; 0: not known
+	Stats      accel.Stats `json:"stats" yaml:"stats"`
 
 	conns      []accel.Conn
 	exclusions []accel.Exclusion
@@ -391,35 +396,65 @@ func Instances() ([]Instance, error) {
 		list []Instance
 		errs []error
 	)
-	for _, dir := range sessionCgroups(mount) {
-		i, err := readInstance(dir)
-		if errors.Is(err, os.ErrNotExist) { // just made, or just gone
-			continue
-		}
-		if err != nil {
+	add := func(dir, cgroup, locked string) {
+		i, err := readInstance(filepath.Base(dir), cgroup, locked)
+		switch {
+		case errors.Is(err, os.ErrNotExist): // just made, or just gone
+		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", filepath.Base(dir), err))
-			continue
+		default:
+			list = append(list, i)
 		}
-		if f, err := lock(dir, unix.LOCK_SH); err == nil {
-			f.Close() //nolint:errcheck // a directory
-		} else {
-			i.Owned = true
-		}
-		list = append(list, i)
+	}
+	for _, dir := range sessionCgroups(mount) {
+		add(dir, dir, dir)
+	}
+	for _, dir := range append([]string{filepath.Join(sessionPin, agentPin)}, oldInstances(sessionPin)...) {
+		add(dir, attachedCgroup(dir, mount), sessionPin)
 	}
 	return list, errors.Join(errs...)
 }
 
 // Instance reads the session as Instances does.
 func (s *Session) Instance() (Instance, error) {
-	i, err := readInstance(s.Dir())
+	i, err := readInstance(s.name, s.Dir(), s.Dir())
 	i.Owned = true
 	return i, err
 }
 
-func readInstance(cgroup string) (Instance, error) {
-	i := Instance{Name: filepath.Base(cgroup), Cgroup: cgroup}
-	i.Pins = filepath.Join(sessionPin, i.Name)
+// attachedCgroup is the cgroup of the instance pinned in dir, "" if it is gone.
+func attachedCgroup(dir, mount string) (found string) {
+	id, err := accel.CgroupID(dir)
+	if err != nil || id == 0 {
+		return ""
+	}
+	filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // the function returns none but SkipAll
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		if c, ok := cgroupAt(path); ok && c.id == id {
+			found = path
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found
+}
+
+// readInstance reads one; locked is the directory that its owner locks.
+func readInstance(name, cgroup, locked string) (Instance, error) {
+	i := Instance{Name: name, Cgroup: cgroup, Pins: filepath.Join(sessionPin, name)}
+	if f, err := lock(locked, unix.LOCK_SH); err == nil {
+		f.Close() //nolint:errcheck // a directory
+	} else {
+		i.Owned = true
+	}
+	var err error
+	// Its counters may mean something else, if they can be read at all.
+	if i.OtherBuild = !accel.SameLayout(i.Pins); i.OtherBuild {
+		i.Mapped, err = accel.Mapped(i.Pins)
+		return i, err
+	}
 	plane, err := accel.Open(i.Pins)
 	if err != nil {
 		return i, err
@@ -434,10 +469,7 @@ func readInstance(cgroup string) (Instance, error) {
 	if i.exclusions, err = plane.Exclusions(); err != nil {
 		return i, err
 	}
-	// An older shunt did not pin it.
-	if i.MaxQueue, err = plane.MaxQueue(); errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
+	i.MaxQueue, err = plane.MaxQueue()
 	return i, err
 }
 

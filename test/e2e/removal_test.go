@@ -60,6 +60,9 @@ func sessionOf(t *testing.T, path string) session {
 			s.links = append(s.links, info.ID)
 			continue
 		}
+		if strings.HasPrefix(e.Name(), "prog-") { // found below, by its maps
+			continue
+		}
 		m, err := ebpf.LoadPinnedMap(pin, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -98,7 +101,7 @@ func sessionOf(t *testing.T, path string) session {
 // complete checks that sessionOf saw all there is, so that gone means something.
 func (s session) complete(t *testing.T) session {
 	t.Helper()
-	for _, want := range []string{"join", "redirect", "received", "released", "reset"} {
+	for _, want := range []string{"join", "redirect", "receive", "received", "released", "reset", "drain"} {
 		n := 0
 		for _, name := range s.programs {
 			if name == want {

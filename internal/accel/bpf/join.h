@@ -4,7 +4,7 @@
 #define SHUNT_ACCEL_JOIN_H
 
 #include "account.h"
-#include "pair.h"
+#include "select.h"
 
 /* The kernel doubles it for its own overhead. */
 #define SPILL_SNDBUF (64 << 10)
@@ -15,28 +15,16 @@
  * leaves, so the connecting end finds the note when it becomes established. */
 static __always_inline void note_syn(struct bpf_sock_ops *ctx)
 {
+	struct sock *listener = listener_of(ctx);
+	struct note note = { .syn = SYN_SEEN, .listener = (u64)listener };
 	struct tuple own, peer;
-	u8 note = SYN_SEEN;
 
 	tuple_of(ctx, &own);
+	if (!judge(&note, listener, &own, own.lport))
+		return;
 	mirror(&own, &peer);
 	if (bpf_map_update_elem(&shunt_syns, &peer, &note, BPF_ANY))
 		fault(FAULT_SYN_INSERT);
-}
-
-static __always_inline void note_listener(struct bpf_sock_ops *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
-	u64 *listener;
-
-	if (!sk || !tp)
-		return;
-	listener = bpf_sk_storage_get(&shunt_listener, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (listener)
-		*listener = (u64)tp;
-	else
-		fault(FAULT_LISTENER);
 }
 
 /*
@@ -46,16 +34,9 @@ static __always_inline void note_listener(struct bpf_sock_ops *ctx)
  * A socket in the accept queue has no file yet: its listener's mode stands for
  * it, redirect() looks again when it has one.
  */
-static __always_inline int may_block(struct bpf_sock *sk, struct tcp_sock *tp, enum side side)
+static __always_inline int may_block(struct tcp_sock *tp)
 {
-	u64 *listener;
-
-	if (accept_blocking)
-		return 0;
-	if (side == SIDE_ACTIVE)
-		return blocking_mode(tp) != NONBLOCKING;
-	listener = bpf_sk_storage_get(&shunt_listener, sk, 0, 0);
-	return !listener || blocking_mode(tcp_of(*listener)) != NONBLOCKING;
+	return !accept_blocking && blocking_mode(tp) != NONBLOCKING;
 }
 
 static __always_inline int is_foreign(struct tcp_sock *tp)
@@ -77,13 +58,14 @@ static __always_inline void no_callbacks(struct bpf_sock_ops *ctx, struct conn *
 }
 
 /* Puts the socket into both tables; REFUSE_NONE or why not. */
-static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_sock *tp,
+static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_sock *tp, u64 listener,
 					   enum side side, u64 *cookie, struct tuple *t,
 					   struct conn *peer, u64 peer_cookie)
 {
 	struct conn c = {};
 
 	c.sk = (u64)tp;
+	c.listener = listener;
 	c.netns = bpf_get_netns_cookie(ctx);
 	c.born = bpf_ktime_get_ns();
 	c.tuple = *t;
@@ -120,38 +102,41 @@ static __always_inline enum refusal insert(struct bpf_sock_ops *ctx, struct tcp_
 	return REFUSE_NONE;
 }
 
-static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
-					struct tcp_sock *tp)
+static __always_inline void join_active(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 {
+	struct note own = {}, *note, syn;
 	u64 cookie, none = 0;
 	enum refusal why;
 	struct tuple t;
-	u8 *note, syn;
 	long err;
 
 	seen();
 	tuple_of(ctx, &t);
+	if (!judge(&own, sock_of(tp), &t, t.rport))
+		return refused(REFUSE_UNSELECTED);
 	note = bpf_map_lookup_elem(&shunt_syns, &t);
 	if (!note)
-		return refused(REFUSE_REMOTE);
+		return refused(unjoined(&own));
 	syn = *note;
 	bpf_map_delete_elem(&shunt_syns, &t);
-	if (syn == SYN_FASTOPEN)
+	if (syn.syn == SYN_FASTOPEN)
 		return refused(REFUSE_FASTOPEN);
+	if (!both_select(&own, &syn))
+		return refused(REFUSE_UNSELECTED);
 	err = bpf_map_update_elem(&shunt_waiting, &t, &none, BPF_NOEXIST);
 	if (err) {
 		if (err != -EEXIST)
 			fault(FAULT_PAIR_INSERT);
 		return refused(err == -EEXIST ? REFUSE_COLLISION : REFUSE_FULL);
 	}
-	if (may_block(sk, tp, SIDE_ACTIVE))
+	if (may_block(tp))
 		return refused(REFUSE_BLOCKING);
 	if (excluded(bpf_get_netns_cookie(ctx), SIDE_ACTIVE, &t))
 		return refused(REFUSE_EXCLUDED);
 	if (is_foreign(tp))
 		return refused(REFUSE_FOREIGN);
 	cookie = bpf_get_socket_cookie(ctx);
-	why = insert(ctx, tp, SIDE_ACTIVE, &cookie, &t, 0, 0);
+	why = insert(ctx, tp, syn.listener, SIDE_ACTIVE, &cookie, &t, 0, 0);
 	if (why != REFUSE_NONE)
 		return refused(why);
 	if (bpf_map_update_elem(&shunt_waiting, &t, &cookie, BPF_EXIST))
@@ -160,12 +145,12 @@ static __always_inline void join_active(struct bpf_sock_ops *ctx, struct bpf_soc
 
 /* The accepting end decides for both: where it refuses, the connecting end
  * leaves the map again. Nothing was redirected yet, so nothing can be lost. */
-static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
-					 struct tcp_sock *tp)
+static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 {
 	u64 cookie, peer_cookie, *waiting;
 	enum refusal why = REFUSE_PROOF;
 	struct tuple t, m;
+	struct note *note;
 	struct conn *peer;
 	struct stats *s;
 
@@ -174,10 +159,9 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 	if (tp->fastopen_rsk) {
 		/* Established by the SYN: the connecting end is not yet, and
 		 * learns from the note that there is nobody to wait for. */
-		u8 *note = bpf_map_lookup_elem(&shunt_syns, &m);
-
+		note = bpf_map_lookup_elem(&shunt_syns, &m);
 		if (note)
-			*note = SYN_FASTOPEN;
+			note->syn = SYN_FASTOPEN;
 		return;
 	}
 	waiting = bpf_map_lookup_elem(&shunt_waiting, &m);
@@ -185,9 +169,11 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 		/* A connecting end here would have taken the note. No note: the
 		 * SYN was answered with a cookie, and a connecting end here has
 		 * counted itself. */
-		if (!bpf_map_delete_elem(&shunt_syns, &m)) {
+		note = bpf_map_lookup_elem(&shunt_syns, &m);
+		why = note ? unjoined(note) : REFUSE_NONE;
+		if (note && !bpf_map_delete_elem(&shunt_syns, &m)) {
 			seen();
-			refused(REFUSE_REMOTE);
+			refused(why);
 		}
 		return;
 	}
@@ -196,16 +182,16 @@ static __always_inline void join_passive(struct bpf_sock_ops *ctx, struct bpf_so
 	if (!peer_cookie)
 		return;
 
-	cookie = bpf_get_socket_cookie(ctx);
 	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
-	if (may_block(sk, tp, SIDE_PASSIVE))
+	cookie = bpf_get_socket_cookie(ctx);
+	if (peer && may_block(tcp_of(peer->listener)))
 		why = REFUSE_BLOCKING;
 	else if (excluded(bpf_get_netns_cookie(ctx), SIDE_PASSIVE, &t))
 		why = REFUSE_EXCLUDED;
 	else if (is_foreign(tp))
 		why = REFUSE_FOREIGN;
 	else if (peer)
-		why = insert(ctx, tp, SIDE_PASSIVE, &cookie, &t, peer, peer_cookie);
+		why = insert(ctx, tp, 0, SIDE_PASSIVE, &cookie, &t, peer, peer_cookie);
 	if (why != REFUSE_NONE || !peer) {
 		refused(why);
 		bpf_map_delete_elem(&shunt_socks, &peer_cookie);
@@ -230,9 +216,9 @@ static __always_inline void join_established(struct bpf_sock_ops *ctx, enum side
 	if (!sk || !tp)
 		return;
 	if (side == SIDE_ACTIVE)
-		join_active(ctx, sk, tp);
+		join_active(ctx, tp);
 	else
-		join_passive(ctx, sk, tp);
+		join_passive(ctx, tp);
 }
 
 /*
@@ -351,14 +337,9 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
  * must not be read from the new one. */
 static __always_inline void forget(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
-	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	u64 cookie = cookie_given(ctx);
 	struct conn *old;
-	u64 cookie;
 
-	if (!tp)
-		return;
-	cookie = sock_of(tp)->__sk_common.skc_cookie.counter;
 	if (!cookie) /* nearly all: it never was in the map */
 		return;
 	bpf_map_delete_elem(&shunt_socks, &cookie);
@@ -380,9 +361,6 @@ int join(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		forget(ctx);
-		break;
-	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		note_listener(ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		join_established(ctx, SIDE_ACTIVE);

@@ -31,6 +31,7 @@ enum refusal {
 	REFUSE_FASTOPEN, /* the accepting end was established by the SYN itself */
 	REFUSE_FOREIGN,	 /* MPTCP, another sockmap or ULP owns the socket */
 	REFUSE_EXCLUDED, /* G5: one end's workload was seen in splice(2) */
+	REFUSE_UNSELECTED, /* no end is selected, or one is excluded */
 	REFUSE_MAX,
 };
 
@@ -64,6 +65,7 @@ enum leave {
 	LEAVE_MMAP,	/* G5: TCP_ZEROCOPY_RECEIVE takes pages of the stack's segments */
 	LEAVE_ZEROCOPY,	/* G5: SO_ZEROCOPY: only the stack reports completions */
 	LEAVE_ULP,	/* G5: kTLS or another ULP on either end */
+	LEAVE_UNLOAD,	/* the instance is being taken out */
 	LEAVE_MAX,
 };
 
@@ -74,7 +76,6 @@ enum fault {
 	FAULT_SYN_INSERT,
 	FAULT_PAIR_INSERT,
 	FAULT_CB_FLAGS,
-	FAULT_LISTENER,
 	FAULT_EVENT,
 	FAULT_LEAVE,
 	FAULT_RESET,
@@ -106,6 +107,7 @@ struct conn {
 	u64 peer_sk;
 	u64 peer_cookie; /* 0 until paired */
 	u64 netns;	 /* netns cookie */
+	u64 listener;	 /* of the accepting end, at a connecting one; its address */
 	u64 born;	 /* ktime, ns */
 	u64 consumed;	 /* bytes its application received, whichever way */
 	u64 redirected_bytes; /* handed to redirect, whether arrived or not */
@@ -200,6 +202,16 @@ struct {
 
 enum syn { SYN_SEEN = 1, SYN_FASTOPEN };
 
+/* What is known when the SYN arrives. */
+struct note {
+	u64 generation; /* of the selection that judged it */
+	u64 listener;	/* address of struct sock */
+	u8 syn;		/* enum syn */
+	u8 selected;	/* the listening end is */
+	u8 excluded;
+	u8 pad[5];
+};
+
 /* A SYN reached a selected local listener: its tuple, as the client sees it.
  * An entry lives for one handshake, so the size bounds handshakes in flight;
  * one that is pushed out costs that connection its short path. */
@@ -207,7 +219,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct tuple);
-	__type(value, u8);
+	__type(value, struct note);
 } shunt_syns SEC(".maps");
 
 /* Connecting ends that wait for their accepting end: tuple to cookie, 0 for
@@ -218,14 +230,6 @@ struct {
 	__type(key, struct tuple);
 	__type(value, u64);
 } shunt_waiting SEC(".maps");
-
-/* The listener's struct sock, inherited by the sockets it accepts. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, u64);
-} shunt_listener SEC(".maps");
 
 /* Devices (per namespace) that joined sockets send through. */
 struct {
