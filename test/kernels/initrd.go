@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +74,7 @@ func (c *cpio) close() error {
 	return c.err
 }
 
-// load is the order in which modules must be loaded, from the contents of a
+// loadOrder is the order in which modules must be loaded, from the contents of a
 // modules.dep: lines of "FILE: WHAT IT NEEDS…", which depmod writes so that what
 // is needed first stands last. Modules that it does not list are left out.
 func loadOrder(modulesDep string, wanted []string) []string {
@@ -201,7 +200,7 @@ func writeInitrd(name string, k kernel, files []guestFile) (err error) {
 				return fmt.Errorf("put %s into the initrd: %w", f.name, err)
 			}
 		}
-		c.file(f.name, f.mode, bytes.Clone(data))
+		c.file(f.name, f.mode, data)
 	}
 	if err := c.close(); err != nil {
 		return fmt.Errorf("write the initrd: %w", err)
