@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +74,7 @@ func (c *cpio) close() error {
 	return c.err
 }
 
-// load is the order in which modules must be loaded, from the contents of a
+// loadOrder is the order in which modules must be loaded, from the contents of a
 // modules.dep: lines of "FILE: WHAT IT NEEDS…", which depmod writes so that what
 // is needed first stands last. Modules that it does not list are left out.
 func loadOrder(modulesDep string, wanted []string) []string {
@@ -145,11 +144,11 @@ func takeModules(ctx context.Context, base, release, dir string) error {
 // of what the test left in out. No "status" in it means that the guest died.
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/work TMPDIR=/tmp
+export PATH=/bin HOME=/job TMPDIR=/tmp
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mkdir -p /dev/pts /tmp /run /work/out
+mkdir -p /dev/pts /tmp /run /job/out
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
@@ -160,7 +159,7 @@ mount -t debugfs none /sys/kernel/debug
 for tty in ttyS0 ttyS2; do stty -F /dev/$tty raw -echo; done
 for m in /modules/*.ko; do insmod "$m" || echo "init: cannot load $m"; done >/dev/ttyS1 2>&1
 ip link set lo up
-cd /work
+cd /job
 sh /suite.sh </dev/null >/dev/ttyS0 2>&1
 echo $? >out/status
 tar c out >/dev/ttyS2
@@ -184,7 +183,7 @@ func writeInitrd(name string, k kernel, files []guestFile) (err error) {
 	defer func() { err = errors.Join(err, out.Close()) }()
 	buffered := bufio.NewWriter(out)
 	c := &cpio{w: buffered}
-	for _, d := range []string{"bin", "dev", "etc", "modules", "proc", "sys", "work"} {
+	for _, d := range []string{"bin", "dev", "etc", "modules", "proc", "sys", "job"} {
 		c.dir(d)
 	}
 	c.char("dev/console", 0o600, 5, 1) // before devtmpfs is there
@@ -201,7 +200,7 @@ func writeInitrd(name string, k kernel, files []guestFile) (err error) {
 				return fmt.Errorf("put %s into the initrd: %w", f.name, err)
 			}
 		}
-		c.file(f.name, f.mode, bytes.Clone(data))
+		c.file(f.name, f.mode, data)
 	}
 	if err := c.close(); err != nil {
 		return fmt.Errorf("write the initrd: %w", err)

@@ -25,7 +25,7 @@ func (d doctor) refusals() []string {
 	return all
 }
 
-// verdict is what doctor's exit status tells: what runs, runs with every guarantee.
+// verdict is what the exit status of doctor tells.
 func (d *doctor) verdict() string {
 	switch {
 	case d == nil:
