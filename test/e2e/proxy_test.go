@@ -106,7 +106,7 @@ func (o *origin) serve(c *net.TCPConn) {
 		o.pushes <- hashOf(got)
 		return
 	}
-	c.CloseWrite() //nolint:errcheck // as above
+	c.CloseWrite()         //nolint:errcheck // as above
 	io.Copy(io.Discard, r) //nolint:errcheck // as above
 }
 
