@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -134,8 +135,12 @@ func (s session) left() []string {
 	}
 	for _, id := range s.maps {
 		if m, err := ebpf.NewMapFromID(id); err == nil {
+			what := "a map"
+			if info, err := m.Info(); err == nil {
+				what = "map " + info.Name
+			}
 			m.Close()
-			left = append(left, "a map")
+			left = append(left, what)
 		}
 	}
 	for _, id := range s.links {
@@ -154,7 +159,12 @@ func (s session) gone(t *testing.T) {
 			t.Errorf("%s is still there", path)
 		}
 	}
-	// The kernel frees the rest after its last user is out, a moment later.
+	// The kernel frees the rest after its last user is out, a moment later. It
+	// empties a table of programs from a work queue when its last handle goes, and
+	// never frees it if a handle is opened and closed before that has run
+	// (prog_array_map_clear takes a reference for work that is queued already). So
+	// looking too early would make what it looks for.
+	time.Sleep(500 * time.Millisecond)
 	var left []string
 	defer func() {
 		if t.Failed() {
