@@ -39,12 +39,14 @@ type bpfConn struct {
 	OtherFlags      uint32
 	Side            uint8
 	Proven          uint8
+	Recvs           uint8
 	Ready           uint8
 	Route           uint8
 	Unread          uint8
 	Gone            uint8
 	SmallSndbuf     uint8
 	Released        uint8
+	_               [3]byte
 	RunMsgs         uint32
 	RunBytes        uint32
 	ReaderCpu       uint32
@@ -52,6 +54,7 @@ type bpfConn struct {
 	Across          uint8
 	Splicing        uint8
 	Reported        uint8
+	_               [4]byte
 }
 
 type bpfDimension uint32
@@ -161,8 +164,9 @@ const (
 	bpfRefusalREFUSE_FASTOPEN   bpfRefusal = 6
 	bpfRefusalREFUSE_FOREIGN    bpfRefusal = 7
 	bpfRefusalREFUSE_EXCLUDED   bpfRefusal = 8
-	bpfRefusalREFUSE_UNSELECTED bpfRefusal = 9
-	bpfRefusalREFUSE_MAX        bpfRefusal = 10
+	bpfRefusalREFUSE_CLOSED     bpfRefusal = 9
+	bpfRefusalREFUSE_UNSELECTED bpfRefusal = 10
+	bpfRefusalREFUSE_MAX        bpfRefusal = 11
 )
 
 type bpfRoute uint32
@@ -218,7 +222,7 @@ type bpfStats struct {
 	Joined   uint64
 	Messages [11]uint64
 	Bytes    [11]uint64
-	Refused  [10]uint64
+	Refused  [11]uint64
 	Left     [13]uint64
 	Resets   uint64
 	Faults   [11]uint64
@@ -351,6 +355,7 @@ const (
 	bpfVarBtfTapKind      = "btf_tap_kind"
 	bpfVarBtfTapReader    = "btf_tap_reader"
 	bpfVarMaxQueue        = "max_queue"
+	bpfVarProofRecvs      = "proof_recvs"
 	bpfVarRequireGuard    = "require_guard"
 	bpfVarRequireReader   = "require_reader"
 	bpfVarSelective       = "selective"
@@ -453,6 +458,7 @@ type bpfVariableSpecs struct {
 	BtfTapKind     *ebpf.VariableSpec `ebpf:"btf_tap_kind"`
 	BtfTapReader   *ebpf.VariableSpec `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
+	ProofRecvs     *ebpf.VariableSpec `ebpf:"proof_recvs"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
 	Selective      *ebpf.VariableSpec `ebpf:"selective"`
@@ -538,6 +544,7 @@ type bpfVariables struct {
 	BtfTapKind     *ebpf.Variable `ebpf:"btf_tap_kind"`
 	BtfTapReader   *ebpf.Variable `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
+	ProofRecvs     *ebpf.Variable `ebpf:"proof_recvs"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`
 	Selective      *ebpf.Variable `ebpf:"selective"`

@@ -78,6 +78,7 @@ var (
 		bpfRefusalREFUSE_FOREIGN:    "foreign",
 		bpfRefusalREFUSE_EXCLUDED:   "excluded",
 		bpfRefusalREFUSE_UNSELECTED: "unselected",
+		bpfRefusalREFUSE_CLOSED:     "closed",
 	}
 	routeNames = map[bpfRoute]string{
 		bpfRouteROUTE_REDIRECT:   "short",
@@ -138,6 +139,7 @@ var explanations = map[string]string{
 	"table-full":       "the table of joined sockets is full",
 	"fastopen":         "TCP Fast Open carried data in the SYN",
 	"foreign":          "MPTCP, or another sockmap or ULP owns the socket",
+	"closed":           "closed before the server's end was there",
 	"unselected":       "no end is selected, or one is excluded",
 	"unload":           "the instance was being taken out",
 	"shutdown":         "one end shut down its write side: plain TCP does the rest",

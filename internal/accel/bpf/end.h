@@ -59,6 +59,16 @@ static __always_inline u32 tcp_header(struct __sk_buff *skb)
 	return 0;
 }
 
+/* G5: the receiver of this FIN reads with splice, which would take it for the
+ * end although redirected bytes wait: it gets an error instead. */
+static __always_inline int peer_stuck(struct conn *c)
+{
+	u64 peer_cookie = c->peer_cookie;
+	struct conn *peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
+
+	return peer && peer->splicing && is_socket(tcp_of(peer->sk), peer_cookie) && queued(tcp_of(peer->sk));
+}
+
 SEC("tcx/egress")
 int reset(struct __sk_buff *skb)
 {
@@ -75,7 +85,7 @@ int reset(struct __sk_buff *skb)
 		return NEXT;
 	cookie = bpf_get_socket_cookie(skb);
 	c = bpf_map_lookup_elem(&shunt_conns, &cookie);
-	if (!c || !c->unread)
+	if (!c || (!c->unread && !peer_stuck(c)))
 		return NEXT;
 	/* Once: a FIN sent again must find a closed port and be answered. */
 	c->unread = 0;

@@ -307,8 +307,10 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx)
 	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
 	switch (ctx->args[1]) {
 	case BPF_TCP_CLOSE:
-		if (!peer_cookie)
+		if (!peer_cookie) {
 			bpf_map_delete_elem(&shunt_waiting, &own->tuple);
+			refused(REFUSE_CLOSED);
+		}
 		/* After close() the kernel has taken the socket out. After a
 		 * reset it is still in, and only plain TCP reports the error
 		 * once; unread bytes come first, though. */
