@@ -20,7 +20,7 @@ import (
 // TestSelect: each dimension, alone and together, for either end.
 func TestSelect(t *testing.T) {
 	p := newPlace(t)
-	server := p.peer("srv/inner", func(a *syscall.SysProcAttr) {
+	server := p.peer("srv/inner.service", func(a *syscall.SysProcAttr) {
 		a.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
 	})
 	client := p.peer("cli-1")
@@ -49,12 +49,12 @@ func TestSelect(t *testing.T) {
 		{"prefix", []string{sel("addresses: [127.0.0.0/8]")}, true},
 		{"long prefix of one selector, short one of another", []string{sel("addresses: [127.0.0.1/32], ports: [1]", "addresses: [127.0.0.0/8]")}, true},
 		{"another prefix", []string{sel("addresses: [10.77.0.0/16]")}, false},
-		{"the server's cgroup", []string{sel("cgroup: " + p.path("srv/inner"))}, true},
+		{"the server's cgroup", []string{sel("cgroup: " + p.path("srv/inner.service"))}, true},
 		{"above the server's cgroup", []string{sel("cgroup: " + p.path("srv"))}, true},
 		{"the client's cgroup", []string{sel("cgroup: " + p.path("cli-1"))}, true},
 		{"glob", []string{sel("cgroup: \"" + p.path("cli-*") + "\"")}, true},
-		{"glob of one level only", []string{sel("cgroup: \"" + filepath.Dir(p.path("")) + "/*/inner\"")}, false},
-		{"unit", []string{sel("unit: inner")}, true},
+		{"glob of one level only", []string{sel("cgroup: \"" + filepath.Join(filepath.Dir(p.path("")), "*/inner.service") + "\"")}, false},
+		{"unit", []string{sel("unit: inner.service")}, true},
 		{"no such cgroup", []string{sel("cgroup: /shunt-no-such-cgroup")}, false},
 		{"the server's uid", []string{sel("uids: [65534]")}, true},
 		{"the client's uid", []string{sel("uids: [0]")}, true},
