@@ -69,9 +69,10 @@ bench: build ## compare the paths side by side (root)
 bench-programs: build ## redis and nginx, plain and accelerated in turn (root, 3 minutes)
 	@$(ROOT) bench/programs.sh bin/shunt
 
-install: build ## install the binary and the man pages under PREFIX
+install: build ## install the binary, the man pages and the systemd unit under PREFIX
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/shunt
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' deploy/shunt.service | install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/shunt.service
 
 packages: build ## make a deb and an rpm in bin/ (downloads nfpm)
 	@scripts/packages.sh $(VERSION)

@@ -129,14 +129,8 @@ func specFor(opts Options) (*ebpf.CollectionSpec, error) {
 	} else {
 		delete(spec.Programs, bpfProgSplicedEntry)
 	}
-	// Each byte through the stack may stall a program there, so the proof is short.
-	miscounts := errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
 	// Blocking readers sit inside the kernel when bytes come: each needs its proof.
-	trust := miscounts && !opts.AcceptG4
-	proof := uint8(16)
-	if miscounts {
-		proof = 1
-	}
+	trust := !opts.AcceptG4 && errors.Is(kernel.CheckFIONREAD(), kernel.ErrFIONREAD)
 	for name, value := range map[string]any{
 		bpfVarMaxQueue:       opts.MaxQueue,
 		bpfVarAcceptBlocking: flag(opts.AcceptG4),
@@ -144,7 +138,6 @@ func specFor(opts Options) (*ebpf.CollectionSpec, error) {
 		bpfVarRequireGuard:   flag(!opts.AcceptG6),
 		bpfVarSelective:      flag(opts.Select),
 		bpfVarTrustWorkload:  flag(trust),
-		bpfVarProofRecvs:     proof,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)

@@ -39,14 +39,12 @@ type bpfConn struct {
 	OtherFlags      uint32
 	Side            uint8
 	Proven          uint8
-	Recvs           uint8
 	Ready           uint8
 	Route           uint8
 	Unread          uint8
 	Gone            uint8
 	SmallSndbuf     uint8
 	Released        uint8
-	_               [3]byte
 	RunMsgs         uint32
 	RunBytes        uint32
 	ReaderCpu       uint32
@@ -54,7 +52,6 @@ type bpfConn struct {
 	Across          uint8
 	Splicing        uint8
 	Reported        uint8
-	_               [4]byte
 }
 
 type bpfDimension uint32
@@ -355,7 +352,6 @@ const (
 	bpfVarBtfTapKind      = "btf_tap_kind"
 	bpfVarBtfTapReader    = "btf_tap_reader"
 	bpfVarMaxQueue        = "max_queue"
-	bpfVarProofRecvs      = "proof_recvs"
 	bpfVarRequireGuard    = "require_guard"
 	bpfVarRequireReader   = "require_reader"
 	bpfVarSelective       = "selective"
@@ -458,7 +454,6 @@ type bpfVariableSpecs struct {
 	BtfTapKind     *ebpf.VariableSpec `ebpf:"btf_tap_kind"`
 	BtfTapReader   *ebpf.VariableSpec `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.VariableSpec `ebpf:"max_queue"`
-	ProofRecvs     *ebpf.VariableSpec `ebpf:"proof_recvs"`
 	RequireGuard   *ebpf.VariableSpec `ebpf:"require_guard"`
 	RequireReader  *ebpf.VariableSpec `ebpf:"require_reader"`
 	Selective      *ebpf.VariableSpec `ebpf:"selective"`
@@ -544,7 +539,6 @@ type bpfVariables struct {
 	BtfTapKind     *ebpf.Variable `ebpf:"btf_tap_kind"`
 	BtfTapReader   *ebpf.Variable `ebpf:"btf_tap_reader"`
 	MaxQueue       *ebpf.Variable `ebpf:"max_queue"`
-	ProofRecvs     *ebpf.Variable `ebpf:"proof_recvs"`
 	RequireGuard   *ebpf.Variable `ebpf:"require_guard"`
 	RequireReader  *ebpf.Variable `ebpf:"require_reader"`
 	Selective      *ebpf.Variable `ebpf:"selective"`

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/shuntnet/shunt/internal/api"
 	"github.com/shuntnet/shunt/internal/config"
+	"github.com/shuntnet/shunt/internal/metrics"
 	"github.com/shuntnet/shunt/internal/node"
 )
 
@@ -71,18 +73,23 @@ func runAgent(file, socket string, opts node.AgentOptions) error {
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	defer agent.Close()
+	a := &measured{Agent: agent, metrics: &metrics.Server{Handler: metrics.Handler(metrics.New(node.Instances, version))}}
+	if err := a.metrics.Listen(cfg.Observe.Metrics); err != nil {
+		return err
+	}
+	defer a.metrics.Close()
 	l, err := api.Listen(socket)
 	if err != nil {
 		return err
 	}
 	served := make(chan error, 1)
-	go func() { served <- api.Serve(ctx, l, agent) }()
+	go func() { served <- api.Serve(ctx, l, a) }()
 	go agent.Run(ctx, watchdog())
 	notify("READY=1", "STATUS=running")
 	for {
 		select {
 		case <-hup:
-			reload(agent, file)
+			reload(a, file)
 		case err := <-served:
 			stop()
 			return err
@@ -93,7 +100,30 @@ func runAgent(file, socket string, opts node.AgentOptions) error {
 	}
 }
 
-func reload(agent *node.Agent, file string) {
+// measured is an agent whose metrics follow the configuration.
+type measured struct {
+	*node.Agent
+	metrics *metrics.Server
+}
+
+// Apply changes both or neither.
+func (m *measured) Apply(cfg *config.Config) ([]config.Change, error) {
+	before := m.Config().Observe.Metrics
+	if err := m.metrics.Listen(cfg.Observe.Metrics); err != nil {
+		m.Refused(err)
+		return nil, err
+	}
+	changes, err := m.Agent.Apply(cfg)
+	if err != nil {
+		return nil, errors.Join(err, m.metrics.Listen(before))
+	}
+	for _, c := range changes {
+		slog.Info("applied", "change", c.String())
+	}
+	return changes, nil
+}
+
+func reload(agent *measured, file string) {
 	if err := node.NotifyReloading(); err != nil {
 		slog.Warn("reload", "err", err)
 	}

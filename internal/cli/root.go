@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 	"golang.org/x/sys/unix"
+
+	"github.com/shuntnet/shunt/internal/config"
 )
 
 // version is set by the build: -ldflags "-X …/internal/cli.version=…".
@@ -34,7 +36,11 @@ func Main(args []string) int {
 	if errors.As(err, &exit) {
 		status, err = exit.Code, exit.Err
 	}
-	if err != nil {
+	var mistakes *config.Error
+	switch {
+	case errors.As(err, &mistakes): // each with its place
+		fmt.Fprintln(os.Stderr, mistakes)
+	case err != nil:
 		fmt.Fprintf(os.Stderr, "shunt: %v\n", err)
 		var ve *ebpf.VerifierError
 		if errors.As(err, &ve) { // the reason is at the end of the log
@@ -58,6 +64,9 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			level := slog.LevelWarn
+			if cmd.Name() == "agent" { // its log is read later
+				level = slog.LevelInfo
+			}
 			if debug, _ := cmd.Flags().GetBool("debug"); debug {
 				level = slog.LevelDebug
 			}

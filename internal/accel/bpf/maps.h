@@ -11,9 +11,6 @@
 volatile const u32 max_queue = 4 << 20; /* G3: bytes queued at one receiver */
 volatile const u8 accept_blocking = 0;	/* accept: G4 */
 volatile const u8 require_reader = 1;	/* cleared by accept: G5 */
-/* Receive calls that prove a reader. Proxies that splice read a head, or a few
- * buffers, with recv first. */
-volatile const u8 proof_recvs = 16;
 /* On kernels that miscount FIONREAD: what came through the stack is not seen by
  * it, so bytes go to a reader as soon as its workload was seen in recv. */
 volatile const u8 trust_workload = 0;
@@ -130,8 +127,7 @@ struct conn {
 	u32 leaving;	 /* enum leave */
 	u32 other_flags; /* sockops callbacks that others had switched on */
 	u8 side;
-	u8 proven;	 /* was seen in recv proof_recvs times, with or without result */
-	u8 recvs;
+	u8 proven;	 /* was seen in recv, with or without result */
 	u8 ready;	 /* peer proven and guarded: not asked again */
 	u8 route;	 /* enum route of the last message */
 	u8 unread;	 /* closed with redirected bytes unread */
