@@ -530,16 +530,6 @@ func (s *Sock) readWith(n, chunk int, call func([]byte) (int, error)) string {
 	return fmt.Sprintf("%d bytes", total)
 }
 
-// idle says whether there is nothing to read, and there will not be for a while.
-func (s *Sock) idle() string {
-	if s.poll(unix.POLLIN, s.e.quiet) == 0 {
-		return "nothing"
-	}
-	var b [4096]byte
-	n, _, err := unix.Recvfrom(s.fd, b[:], unix.MSG_DONTWAIT)
-	return moved(n, err)
-}
-
 func (s *Sock) shutdown(how int) string { return done(unix.Shutdown(s.fd, how)) }
 
 func (s *Sock) close() string {

@@ -81,7 +81,7 @@ func ServeOn(ctx context.Context, l net.Listener, h http.Handler) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = s.Close()
 	}
-	<-served
+	<-served //nolint:errcheck // ErrServerClosed
 	if err != nil {
 		return fmt.Errorf("metrics: stop: %w", err)
 	}

@@ -111,7 +111,7 @@ func TestReaderTurnsToSplice(t *testing.T) {
 		p.client.mustRecv(100)
 	}
 	s := w.stats()
-	if s.Left["splice"] != 1 || s.Faults != nil && len(s.Faults) > 0 {
+	if s.Left["splice"] != 1 || len(s.Faults) > 0 {
 		t.Errorf("want one that left for splice: %+v", s)
 	}
 	// Its workload does not join again, until it is let.

@@ -372,7 +372,6 @@ type end struct {
 	r         *rand.Rand // of the sending side
 	sent, got int
 	pause     int // a slow reader sleeps when it has got this much
-	allSent   atomic.Bool
 	allGot    atomic.Bool
 	aborted   atomic.Bool
 }

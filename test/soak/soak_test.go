@@ -221,7 +221,7 @@ func (p *process) stop() {
 	case <-time.After(patience):
 		p.l.fail("%s: an agent does not end", p.l.name)
 		p.cmd.Process.Kill() //nolint:errcheck // it may just have ended
-		<-p.ended
+		<-p.ended            //nolint:errcheck // it was killed
 	}
 }
 
