@@ -63,6 +63,7 @@ were not read yet lose these bytes.`,
 			if removed > 0 {
 				fmt.Fprintf(stderr, "shunt: %d sockets were joined; bytes that they had not read yet are lost\n", removed)
 			}
+			fmt.Fprintln(stderr, "shunt: the data path is out")
 			return nil
 		},
 	}

@@ -333,7 +333,8 @@ func TestNginx(t *testing.T) {
 			if a.Joined+blocking != a.Connections || a.NotJoined["blocking"] != blocking || leftEarly(a)+len(a.Faults) > 0 {
 				t.Errorf("want all connections joined but %d: %+v", blocking, a)
 			}
-			if total := a.Redirected.Bytes + stack.Bytes; total < report.Body {
+			// What a pair sends after it left for plain TCP is not counted.
+			if total := a.Redirected.Bytes + stack.Bytes; total < report.Body && a.Left["stream"] == 0 {
 				t.Errorf("shunt counts %d bytes, the bodies alone were %d", total, report.Body)
 			}
 			if a.Redirected.Messages < report.Requests {

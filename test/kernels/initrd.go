@@ -22,6 +22,7 @@ const busybox = "/bin/busybox" // Debian's busybox-static
 var wanted = []string{
 	"veth", "dummy", "tun", "bridge", "ifb", "virtio_net",
 	"sch_ingress", "sch_fq", "cls_bpf", "act_bpf", "nf_tables", "tls",
+	"tcp_diag", // SOCK_DESTROY; the kernel would load it by itself, but not here
 }
 
 // cpio writes the "newc" format that the kernel unpacks, without compression:
