@@ -69,7 +69,7 @@ func Load(dir, cgroup string, opts Options) (_ *Plane, err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("make the pin directory: %w", err)
 	}
-	if err := private(filepath.Dir(dir)); err != nil {
+	if err := Private(filepath.Dir(dir)); err != nil {
 		return nil, err
 	}
 	if err := opts.Step("make %s", filepath.Base(dir)); err != nil {
@@ -359,9 +359,9 @@ func CgroupID(dir string) (uint64, error) {
 	return 0, fmt.Errorf("%s has no link to a cgroup: %w", dir, os.ErrNotExist)
 }
 
-// private makes sure that nobody else could put something into the directory
+// Private makes sure that nobody else could put something into the directory
 // that holds the instances.
-func private(dir string) error {
+func Private(dir string) error {
 	for _, d := range []string{filepath.Dir(dir), dir} {
 		var st unix.Stat_t
 		if err := unix.Lstat(d, &st); err != nil {

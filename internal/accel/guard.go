@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -119,6 +121,8 @@ func (p *Plane) Serve(ctx context.Context, findNetns func(cookie uint64) (string
 	stop := context.AfterFunc(ctx, func() { r.Close() }) //nolint:errcheck // only wakes Read
 	defer stop()
 	defer r.Close() //nolint:errcheck // nothing was written
+	var unsticking sync.WaitGroup
+	defer unsticking.Wait() // they use the plane
 	for {
 		rec, err := r.Read()
 		if errors.Is(err, ringbuf.ErrClosed) {
@@ -134,7 +138,7 @@ func (p *Plane) Serve(ctx context.Context, findNetns func(cookie uint64) (string
 		netns, err := findNetns(e.Netns)
 		if e.Kind == uint32(bpfEventKindEVENT_STUCK) {
 			// Beside the loop: it gives the reader time. At most one per connection.
-			go p.unstick(ctx, e.Cookie, netns, err)
+			unsticking.Go(func() { p.unstick(ctx, e.Cookie, netns, err) })
 			continue
 		}
 		if err == nil {
@@ -144,4 +148,51 @@ func (p *Plane) Serve(ctx context.Context, findNetns func(cookie uint64) (string
 			slog.Debug("connections through this device stay on the stack", "netns", e.Netns, "ifindex", e.Ifindex, "err", err)
 		}
 	}
+}
+
+// ForgetDeadGuards removes what is left of guards whose device is gone, and lets
+// devices that could not have one be asked about again. Namespaces come and go;
+// without this the table of devices fills up.
+func (p *Plane) ForgetDeadGuards() error {
+	alive := map[bpfGuardKey]bool{}
+	entries, err := os.ReadDir(p.dir)
+	if err != nil {
+		return fmt.Errorf("list the guards: %w", err)
+	}
+	for _, e := range entries {
+		var key bpfGuardKey
+		name, ok := strings.CutPrefix(e.Name(), linkGuard)
+		if !ok {
+			continue
+		}
+		if _, err := fmt.Sscanf(name, "%x-%d", &key.Netns, &key.Ifindex); err != nil {
+			return fmt.Errorf("read the name of guard %s: %w", e.Name(), err)
+		}
+		on, err := p.hasGuard(e.Name(), key.Ifindex)
+		if err != nil {
+			return err
+		}
+		alive[key] = on
+	}
+	m := p.coll.Maps[bpfMapShuntGuards]
+	var (
+		key   bpfGuardKey
+		state uint8
+		dead  []bpfGuardKey
+	)
+	it := m.Iterate()
+	for it.Next(&key, &state) {
+		if bpfGuardState(state) != bpfGuardStateGUARD_ASKED && !alive[key] {
+			dead = append(dead, key)
+		}
+	}
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("list guarded devices: %w", err)
+	}
+	for _, key := range dead {
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget a device: %w", err)
+		}
+	}
+	return nil
 }

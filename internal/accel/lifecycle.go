@@ -286,7 +286,9 @@ func updateLink(path string, prog *ebpf.Program) error {
 	if err := l.Update(prog); err != nil {
 		if strings.HasPrefix(filepath.Base(path), linkGuard) {
 			// Its device went, and with it the link.
-			return os.Remove(path)
+			if info, e := l.Info(); e == nil && info.TCX() != nil && info.TCX().Ifindex == 0 {
+				return os.Remove(path)
+			}
 		}
 		return err
 	}
@@ -313,9 +315,14 @@ func StopSelecting(dir string) error {
 
 // Remaining are the sockets that Drain has to wait for.
 type Remaining struct {
+	listed bool // there were sockets to look at, or not all could be listed
+
 	Unread   []uint64 `json:"unread"`   // cookies: redirected bytes that the application has not read
 	Unpaired []uint64 `json:"unpaired"` // cookies: the accepting end is not there yet
 }
+
+// Empty: no socket was there, so none can have come while the others were looked at.
+func (r Remaining) Empty() bool { return !r.listed }
 
 // Sockets in all.
 func (r Remaining) Sockets() int { return len(r.Unread) + len(r.Unpaired) }
@@ -344,9 +351,11 @@ func Drain(dir string) (r Remaining, err error) {
 	for it.Next(&key, &value) {
 		cookies = append(cookies, key)
 	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+	err = it.Err()
+	if err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
 		return r, fmt.Errorf("list joined sockets: %w", err)
 	}
+	r.listed = err != nil || len(cookies) > 0
 	// The program reads the cookie where a packet's Ethernet header would be.
 	var packet [64]byte
 	for _, c := range cookies {

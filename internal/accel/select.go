@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -188,7 +189,10 @@ func (p *Plane) Select(sel Selection, opts Options) (err error) {
 		return nil //nolint:nilerr // it is in force; the next one sweeps too
 	}
 	// Not an error of the selection: it is in force, and the next one sweeps again.
-	return p.sweep(func(gen uint64) bool { return gen == g.head.Generation })
+	if err := p.sweep(func(gen uint64) bool { return gen == g.head.Generation }); err != nil {
+		slog.Warn("the selection before was not removed", "err", err)
+	}
+	return nil
 }
 
 // found is what names in the selectors stood for: it comes and goes.

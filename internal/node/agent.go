@@ -70,6 +70,7 @@ type Agent struct {
 	upgraded bool
 	adopted  bool
 	missing  []string
+	scans    int
 	lastErr  string // of the last reload, "" if it was taken
 	stop     context.CancelFunc
 	guards   chan struct{} // closed when the guards of plane are not served any more
@@ -145,6 +146,9 @@ func (a *Agent) accelOptions(cfg *config.Config) (accel.Options, error) {
 func lockPins(root string) (*os.File, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("make the pin directory: %w", err)
+	}
+	if err := accel.Private(root); err != nil {
+		return nil, err
 	}
 	f, err := lock(root, unix.LOCK_EX)
 	// Who looks whether it is locked holds it for a moment.
@@ -298,6 +302,11 @@ func (a *Agent) rescan() {
 	a.nowMissing(missing)
 	if err := a.plane.Recheck(sel); err != nil {
 		slog.Error("cgroups that came are not selected", "err", err)
+	}
+	if a.scans++; a.scans%60 == 0 { // a minute: namespaces come and go
+		if err := a.plane.ForgetDeadGuards(); err != nil {
+			slog.Warn("guards of devices that are gone stay", "err", err)
+		}
 	}
 	for _, old := range oldInstances(a.opts.pinRoot()) {
 		if _, err := drainOnce(old, a.opts.Fault); err != nil {

@@ -303,6 +303,9 @@ func CleanUp() error {
 	if err != nil {
 		return err
 	}
+	if err := accel.Private(sessionPin); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	var errs []error
 	for _, dir := range sessionCgroups(mount) {
 		f, err := lock(dir, unix.LOCK_EX)

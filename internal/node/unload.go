@@ -104,8 +104,18 @@ func drainOnce(dir string, fault func(string) error) (r accel.Remaining, err err
 		if err := opts.Step("drain"); err != nil {
 			return r, err
 		}
-		if r, err = accel.Drain(dir); err != nil || r.Sockets() > 0 {
-			return r, err
+		// Only a look at no socket at all says that none is left: one may join
+		// while the others are looked at.
+		for tries := 0; ; tries++ {
+			if r, err = accel.Drain(dir); err != nil || r.Sockets() > 0 {
+				return r, err
+			}
+			if r.Empty() {
+				break
+			}
+			if tries == 100 {
+				return r, fmt.Errorf("sockets keep joining %s: %w", dir, ErrBusy)
+			}
 		}
 	}
 	return r, accel.RemoveWith(dir, opts)

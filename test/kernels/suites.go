@@ -28,7 +28,7 @@ type suite struct {
 var suites = []suite{
 	{name: "refusal", pkg: "./test/refusal", limit: 3 * time.Minute},
 	{name: "kernel", pkg: "./internal/kernel", limit: 3 * time.Minute},
-	{name: "accel", pkg: "./internal/accel", limit: 3 * time.Minute},
+	{name: "accel", pkg: "./internal/accel", accelFrom: "6.6", limit: 3 * time.Minute},
 	// In two guests, for they take longest, and most of it for the many ways to end.
 	{name: "guarantees", pkg: "./test/guarantees", accelFrom: "6.6", limit: 9 * time.Minute,
 		// The loop where G4 is given up may see what was given up, and does where the FIN's acknowledgement is slow.

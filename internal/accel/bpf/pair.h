@@ -140,6 +140,9 @@ static __always_inline int try_leave(u64 cookie, struct conn *own, struct conn *
 
 	if (own->gone)
 		return 1;
+	/* Set after own's, and by others: until then the peer may still promise. */
+	if (!*(volatile u32 *)&peer->leaving)
+		return 0;
 	if (!is_socket(tp, cookie) || queued(tp) || !quiet(peer, own, tp))
 		return 0;
 	err = bpf_map_delete_elem(&shunt_socks, &cookie);

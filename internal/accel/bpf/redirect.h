@@ -23,8 +23,10 @@ static __always_inline int guarded(struct tcp_sock *tp)
 	state = bpf_map_lookup_elem(&shunt_guards, &key);
 	if (state)
 		return *state == GUARD_ON;
-	if (bpf_map_update_elem(&shunt_guards, &key, &asked, BPF_NOEXIST))
+	if (bpf_map_update_elem(&shunt_guards, &key, &asked, BPF_NOEXIST)) {
+		fault(FAULT_EVENT);
 		return 0;
+	}
 	event = bpf_ringbuf_reserve(&shunt_events, sizeof(*event), 0);
 	if (!event) {
 		/* Nobody will answer: let the next message ask again. */

@@ -22,7 +22,7 @@ static __always_inline void exclude(struct conn *c)
 		bpf_map_delete_elem(&shunt_readers, &w);
 }
 
-/* Runs under the reader's socket lock, before it reads. */
+/* Runs in the reader's call, before it reads or when it found nothing. */
 static __always_inline void on_splice(struct sock *sk)
 {
 	struct tcp_sock *tp = tcp_of((u64)sk);
@@ -36,11 +36,10 @@ static __always_inline void on_splice(struct sock *sk)
 	exclude(c);
 	peer_cookie = c->peer_cookie;
 	peer = bpf_map_lookup_elem(&shunt_conns, &peer_cookie);
-	if (!peer)
-		return;
-	start_leaving(c, peer, LEAVE_SPLICE);
+	if (peer)
+		start_leaving(c, peer, LEAVE_SPLICE);
 	/* Both before the look: see quiet(). */
-	if (c->reported || (!queued(tp) && quiet(peer, c, tp)))
+	if (c->reported || (!queued(tp) && (!peer || quiet(peer, c, tp))))
 		return;
 	event = bpf_ringbuf_reserve(&shunt_events, sizeof(*event), 0);
 	if (!event) {
@@ -99,7 +98,12 @@ int stuck(struct bpf_raw_tracepoint_args *ctx)
 	u64 cookie = ctx->args[0];
 	struct conn *c = bpf_map_lookup_elem(&shunt_conns, &cookie);
 
-	return c && c->splicing && is_socket(tcp_of(c->sk), cookie) && queued(tcp_of(c->sk));
+	if (!c)
+		return 0;
+	if (c->splicing && is_socket(tcp_of(c->sk), cookie) && queued(tcp_of(c->sk)))
+		return 1;
+	c->reported = 0; /* it may turn to splice again */
+	return 0;
 }
 
 #endif
