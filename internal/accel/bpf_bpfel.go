@@ -48,10 +48,12 @@ type bpfConn struct {
 	RunMsgs         uint32
 	RunBytes        uint32
 	ReaderCpu       uint32
+	SeenSeq         uint32
 	SlowRuns        uint8
 	Across          uint8
 	Splicing        uint8
 	Reported        uint8
+	_               [4]byte
 }
 
 type bpfDimension uint32

@@ -48,7 +48,7 @@ type program struct {
 }
 
 var programs = map[string]program{
-	"haproxy":               {needs: []string{"haproxy", "nginx"}, use: haproxyWith(), fionread: true},
+	"haproxy":               {needs: []string{"haproxy", "nginx"}, use: haproxyWith(), fionread: true, known: halfClosedProxy},
 	"haproxy splice-auto":   {needs: []string{"haproxy", "nginx"}, use: haproxyWith("splice-auto"), joinedOnly: true, known: spliceAfterRecv},
 	"haproxy splice-always": {needs: []string{"haproxy", "nginx"}, use: haproxyWith("splice-request", "splice-response"), joinedOnly: true, known: spliceAfterRecv},
 	"go proxy":              {use: goProxy, joinedOnly: true},
@@ -60,7 +60,10 @@ var programs = map[string]program{
 	"redis, every test":     {needs: []string{"redis-server", "redis-benchmark", "redis-cli"}, use: redisAll},
 }
 
-const spliceAfterRecv = "splice after recv"
+const (
+	spliceAfterRecv = "splice after recv"
+	halfClosedProxy = "a proxy between half-closing ends"
+)
 
 // runProgram is a helper: it uses a program in a directory.
 func runProgram(args []string) error {

@@ -31,8 +31,9 @@ var suites = []suite{
 	{name: "accel", pkg: "./internal/accel", accelFrom: "6.6", limit: 3 * time.Minute},
 	// In two guests, for they take longest, and most of it for the many ways to end.
 	{name: "guarantees", pkg: "./test/guarantees", accelFrom: "6.6", limit: 9 * time.Minute,
+		// Debian's cloud kernels have no tcp_diag, with which user space resets a splice reader.
 		// The loop where G4 is given up may see what was given up, and does where the FIN's acknowledgement is slow.
-		args: []string{"-test.skip=^TestEnd|^TestHalfCloseLoop$/^blocking_with_G4"}, env: "SHUNT_HALFCLOSE=200"}, // connections, of 10,000
+		args: []string{"-test.skip=^TestEnd|^TestSpliceWithBytesWaitingIsReset$|^TestHalfCloseLoop$/^blocking_with_G4"}, env: "SHUNT_HALFCLOSE=200"}, // connections, of 10,000
 	{name: "guarantees-end", pkg: "./test/guarantees", accelFrom: "6.6", limit: 9 * time.Minute,
 		args: []string{"-test.run=^TestEnd"}},
 }

@@ -137,6 +137,7 @@ struct conn {
 	u32 run_msgs;
 	u32 run_bytes;
 	u32 reader_cpu;	 /* where its reader was last seen */
+	u32 seen_seq;	 /* its copied_seq then, see read_nothing() */
 	u8 slow_runs;
 	u8 across;	 /* the peer is in another network namespace */
 	u8 splicing;	 /* the last read was splice(2) */

@@ -67,9 +67,23 @@ int spliced_entry(u64 *ctx)
 
 /*
  * Elsewhere: splice and recvmsg both pass here, so the system call tells. One
- * through io_uring has another number; it shows by having read nothing where
- * something waits, for recvmsg does not come here before the queue is empty.
+ * through io_uring has another number; it shows by having read nothing, twice,
+ * where something waits: recvmsg comes here only with bytes that it has read.
  */
+static __always_inline int read_nothing(struct sock *sk)
+{
+	u64 cookie = sk->__sk_common.skc_cookie.counter;
+	struct conn *c = bpf_map_lookup_elem(&shunt_conns, &cookie);
+	u32 copied_seq = tcp_of((u64)sk)->copied_seq;
+	int nothing;
+
+	if (!c)
+		return 0;
+	nothing = c->seen_seq == copied_seq;
+	c->seen_seq = copied_seq;
+	return nothing;
+}
+
 SEC("raw_tracepoint/tcp_rcv_space_adjust")
 int spliced(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -79,7 +93,7 @@ int spliced(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!has_psock(sk))
 		return 0;
-	if (queued(tcp_of((u64)sk))) {
+	if (queued(tcp_of((u64)sk)) && read_nothing(sk)) {
 		on_splice(sk);
 		return 0;
 	}
