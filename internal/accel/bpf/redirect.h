@@ -15,6 +15,7 @@ static __always_inline int guarded(struct tcp_sock *tp)
 	struct guard_key key = {};
 	u8 *state, asked = GUARD_ASKED;
 	struct event *event;
+	long err;
 
 	if (!dev || !net)
 		return 0;
@@ -23,8 +24,10 @@ static __always_inline int guarded(struct tcp_sock *tp)
 	state = bpf_map_lookup_elem(&shunt_guards, &key);
 	if (state)
 		return *state == GUARD_ON;
-	if (bpf_map_update_elem(&shunt_guards, &key, &asked, BPF_NOEXIST)) {
-		fault(FAULT_EVENT);
+	err = bpf_map_update_elem(&shunt_guards, &key, &asked, BPF_NOEXIST);
+	if (err) {
+		if (err != -EEXIST) /* another CPU asked just now */
+			fault(FAULT_EVENT);
 		return 0;
 	}
 	event = bpf_ringbuf_reserve(&shunt_events, sizeof(*event), 0);
